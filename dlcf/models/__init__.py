@@ -1,0 +1,77 @@
+"""Every model by its name: `make` a fresh one, `load_model` a saved one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlcf.models.base import FORMAT, Explanation, Recommender
+from dlcf.models.baselines import Bias, GlobalMean, Popular
+from dlcf.models.deepcf import DeepCF
+from dlcf.models.mf import MatrixFactorization, SVDPlusPlus
+
+__all__ = ["Explanation", "Recommender", "available", "load_model", "make"]
+
+_REGISTRY: dict[str, type[Recommender]] = {
+    model.name: model
+    for model in (GlobalMean, Bias, Popular, MatrixFactorization, SVDPlusPlus, DeepCF)
+}
+
+
+def available() -> list[str]:
+    """Names that :func:`make` takes."""
+    return list(_REGISTRY)
+
+
+def make(name: str, **hyper_parameters: Any) -> Recommender:
+    """A fresh, unfitted model.
+
+    Parameters
+    ----------
+    name
+        One of :func:`available`.
+    **hyper_parameters
+        Override the model's defaults. `seed` is taken by every model; those without randomness
+        ignore it.
+
+    Raises
+    ------
+    ValueError
+        The name or a hyper-parameter is unknown; the message lists the known ones.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(_REGISTRY)}")
+    model = _REGISTRY[name]
+    known = model.hyper_parameters()
+    if "seed" not in known:
+        hyper_parameters.pop("seed", None)
+    unknown = sorted(set(hyper_parameters) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(known) or 'none'}"
+        )
+    return model(**hyper_parameters)
+
+
+def load_model(folder: str | Path) -> Recommender:
+    """The fitted model that :meth:`Recommender.save` wrote; it predicts the same numbers.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds no `model.json`.
+    ValueError
+        The folder was written in a format that this version does not read.
+    """
+    folder = Path(folder)
+    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
+            "fit the model again"
+        )
+    model = make(description["name"], **description["config"])
+    model._load(folder, description)
+    return model

@@ -1,0 +1,76 @@
+"""Baselines without latent factors: the global mean, the biases, the most popular movies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dlcf.models.base import Interactions, Recommender, fit_biases
+
+__all__ = ["Bias", "GlobalMean", "Popular"]
+
+
+class GlobalMean(Recommender):
+    """Every rating is predicted the mean of all training ratings; every movie ranks alike."""
+
+    name = "global-mean"
+
+    def __init__(self) -> None:
+        pass
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        # The mean is the only thing this model may know: cold pairs get it as well.
+        self._user_bias = np.zeros(data.n_users)
+        self._movie_bias = np.zeros(data.n_movies)
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        return np.full(len(users), self._mean)
+
+
+class Bias(Recommender):
+    """The baseline estimate: ``r_ui = mu + b_u + b_i`` (Koren, Bell and Volinsky, 2009, eq. 4).
+
+    Parameters
+    ----------
+    user_damping, movie_damping
+        Ratings' worth of evidence for a bias of zero; a bias is a mean over its ratings plus
+        these.
+    """
+
+    name = "bias"
+
+    def __init__(self, *, user_damping: float = 5.0, movie_damping: float = 3.0) -> None:
+        self.user_damping = user_damping
+        self.movie_damping = movie_damping
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        self._mean, self._user_bias, self._movie_bias = fit_biases(
+            data, self.user_damping, self.movie_damping
+        )
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        return self._mean + self._user_bias[users] + self._movie_bias[movies]
+
+
+class Popular(Bias):
+    """Ranks by the number of training ratings, the same list for all; predicts as `Bias` does."""
+
+    name = "popular"
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.tile(self._movie_count.astype(np.float32), (len(users), 1))

@@ -1,0 +1,237 @@
+"""The paper's model: embeddings, an attention layer of two weights, a deep tower, a sigmoid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dlcf.models.base import Explanation, Interactions
+from dlcf.models.network import NetworkRecommender
+from dlcf.training import RatingNetwork
+
+__all__ = ["AttentionNetwork", "DeepCF"]
+
+
+class AttentionNetwork(RatingNetwork):
+    """Attention over two embeddings, then a tower.
+
+    For a user embedding ``p`` and a movie embedding ``q``::
+
+        a = softmax(A [p; q] + c)                 two weights that sum to 1
+        x = [a_1 p; a_2 q]
+        x = dropout(relu(batch_norm(W x + b)))    once for each hidden layer
+        s = sigmoid(w . x + b)                    the recommendation strength
+        r = low + (high - low) s                  the rating
+    """
+
+    def __init__(
+        self,
+        n_users: int,
+        n_movies: int,
+        scale: tuple[float, float],
+        embedding_size: int = 128,
+        hidden: Sequence[int] = (512, 256, 128, 64),
+        dropout: Sequence[float] = (0.3, 0.2, 0.2, 0.1),
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.user_embedding = nn.Embedding(n_users, embedding_size)
+        self.movie_embedding = nn.Embedding(n_movies, embedding_size)
+        self.attention = nn.Linear(2 * embedding_size, 2)
+        layers: list[nn.Module] = []
+        n_inputs = 2 * embedding_size
+        for size, rate in zip(hidden, dropout, strict=True):
+            layers += [
+                nn.Linear(n_inputs, size),
+                nn.BatchNorm1d(size),
+                nn.ReLU(),
+                nn.Dropout(rate),
+            ]
+            n_inputs = size
+        self.tower = nn.Sequential(*layers)
+        self.output = nn.Linear(n_inputs, 1)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def attend(self, users: Tensor, movies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The two weights ``(n, 2)`` and both embeddings ``(n, embedding_size)``."""
+        user, movie = self.user_embedding(users), self.movie_embedding(movies)
+        logits = self.attention(torch.cat([user, movie], dim=1))
+        return torch.softmax(logits, dim=1), user, movie
+
+    def strength(self, users: Tensor, movies: Tensor) -> Tensor:
+        """The sigmoid output in [0, 1], ``(n,)``."""
+        weight, user, movie = self.attend(users, movies)
+        attended = torch.cat([weight[:, :1] * user, weight[:, 1:] * movie], dim=1)
+        return torch.sigmoid(self.output(self.tower(attended))).squeeze(1)
+
+    def forward(self, users: Tensor, movies: Tensor) -> Tensor:
+        low, high = self.scale
+        return low + (high - low) * self.strength(users, movies)
+
+    @torch.no_grad()
+    def score_all(self, users: Tensor) -> Tensor:
+        """Ratings of every movie, ``(n, n_movies)``: what `forward` gives, with less arithmetic.
+
+        Attention logits and the first layer are linear in each embedding, so their user and movie
+        parts are computed once for each user and movie and only added for each pair; the batch
+        norms, fixed after training, are folded into the layers before them.
+        """
+        size = self.user_embedding.embedding_dim
+        movie = self.movie_embedding.weight
+        user = self.user_embedding(users)
+        (first_weight, first_bias), *rest = self._folded_layers()
+        user_logits = user @ self.attention.weight[:, :size].T
+        movie_logits = movie @ self.attention.weight[:, size:].T + self.attention.bias
+        user_part = user @ first_weight[:, :size].T
+        movie_part = movie @ first_weight[:, size:].T
+        low, high = self.scale
+        ratings = torch.empty(len(users), len(movie), device=movie.device)
+        for row in range(len(users)):
+            weight = torch.softmax(user_logits[row] + movie_logits, dim=1)
+            hidden = torch.addcmul(first_bias, weight[:, 1:], movie_part)
+            hidden.addcmul_(weight[:, :1], user_part[row]).relu_()
+            for layer_weight, bias in rest:
+                hidden = torch.addmm(bias, hidden, layer_weight.T).relu_()
+            strength = torch.sigmoid(self.output(hidden)).squeeze(1)
+            ratings[row] = low + (high - low) * strength
+        return ratings
+
+    def _folded_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of the hidden layers with their batch norms folded in."""
+        folded = []
+        modules = list(self.tower)
+        for linear, norm in zip(modules[0::4], modules[1::4], strict=True):
+            assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+            assert norm.running_mean is not None and norm.running_var is not None
+            gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            shift = (linear.bias - norm.running_mean) * gain + norm.bias
+            folded.append((linear.weight * gain[:, None], shift))
+        return folded
+
+
+class DeepCF(NetworkRecommender):
+    """The paper's deep collaborative filter; its defaults are the paper's.
+
+    Parameters
+    ----------
+    embedding_size
+        Length of the user and movie embeddings.
+    hidden, dropout
+        Units and dropout rate of each hidden layer.
+    epochs, batch_size, learning_rate, lr_factor, lr_patience, early_stopping
+        See :class:`dlcf.training.TrainingConfig`.
+    validation_fraction
+        Share of train held out for the learning-rate schedule where no validation frame is given.
+    weights
+        Predict with the weights of the ``"last"`` epoch, as the paper's figures suggest, or of the
+        ``"best"`` epoch on validation.
+    seed, device
+        See :class:`dlcf.training.TrainingConfig`.
+    """
+
+    name = "deepcf"
+    _network: AttentionNetwork
+
+    def __init__(
+        self,
+        *,
+        embedding_size: int = 128,
+        hidden: Sequence[int] = (512, 256, 128, 64),
+        dropout: Sequence[float] = (0.3, 0.2, 0.2, 0.1),
+        epochs: int = 10,
+        batch_size: int = 64,
+        learning_rate: float = 1e-3,
+        lr_factor: float = 0.5,
+        lr_patience: int = 2,
+        early_stopping: int | None = None,
+        validation_fraction: float = 0.1,
+        weights: str = "last",
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        if len(hidden) != len(dropout):
+            raise ValueError(
+                f"{len(hidden)} hidden layers but {len(dropout)} dropout rates; give one a layer"
+            )
+        self.embedding_size = embedding_size
+        self.hidden = tuple(hidden)
+        self.dropout = tuple(dropout)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.lr_factor = lr_factor
+        self.lr_patience = lr_patience
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.weights = weights
+        self.seed = seed
+        self.device = device
+
+    def explain(self, user_id: int, movie_id: int) -> Explanation:
+        """Strength and attention weights of one recommendation.
+
+        The weights are those of :meth:`attention_weights`; for an unknown user or movie the
+        strength is that of the fallback's rating.
+        """
+        pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
+        rating = float(self.predict(pair)[0])
+        user_weight, movie_weight = self.attention_weights(pair)[0].tolist()
+        _, known_user, _, known_movie = self._indices(pair)
+        low, high = self.scale
+        return Explanation(
+            user_id=int(user_id),
+            movie_id=int(movie_id),
+            strength=(rating - low) / (high - low),
+            user_weight=user_weight,
+            movie_weight=movie_weight,
+            rating=rating,
+            scale=self.scale,
+            title=self.title(movie_id),
+            known_user=bool(known_user[0]),
+            known_movie=bool(known_movie[0]),
+        )
+
+    def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
+        """Weights on user preferences and movie characteristics.
+
+        Parameters
+        ----------
+        pairs
+            Frame with `userId`, `movieId`.
+
+        Returns
+        -------
+        ndarray
+            float64 ``(n, 2)``, rows sum to 1. Where the user is unknown the row is (0, 1), where
+            the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
+        """
+        users, known_user, movies, known_movie = self._indices(pairs)
+        user_weight = np.where(known_user == known_movie, 0.5, known_user)
+        known = known_user & known_movie
+        if known.any():
+            index = (torch.as_tensor(i[known], device=self._device()) for i in (users, movies))
+            with torch.no_grad():
+                user_weight[known] = self._network.attend(*index)[0][:, 0].cpu().numpy()
+        return np.stack([user_weight, 1.0 - user_weight], axis=1)
+
+    def _build(self, data: Interactions) -> RatingNetwork:
+        return AttentionNetwork(
+            data.n_users,
+            data.n_movies,
+            self.scale,
+            self.embedding_size,
+            self.hidden,
+            self.dropout,
+        )
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._network.score_all(torch.as_tensor(users, device=self._device())).cpu().numpy()

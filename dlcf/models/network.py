@@ -1,0 +1,150 @@
+"""What every model that is a trained network shares: hold-out, training, weights, saving."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.training import (
+    Batch,
+    History,
+    RatingNetwork,
+    TrainingConfig,
+    pick_device,
+    predict_in_batches,
+    seeded,
+    train_network,
+)
+
+__all__ = ["NetworkRecommender"]
+
+WEIGHTS = ("last", "best")
+
+
+class NetworkRecommender(Recommender):
+    """A recommender whose ratings come from a :class:`~dlcf.training.RatingNetwork`.
+
+    Both the weights of the last epoch and those of the best validation epoch are kept and saved;
+    :meth:`use_weights` chooses between them without training again.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    validation_fraction: float
+    weights: str
+    seed: int
+    device: str
+
+    history: History
+
+    def use_weights(self, which: str) -> NetworkRecommender:
+        """Predict with the ``"last"`` epoch's weights or those of the ``"best"`` validation epoch.
+
+        Returns
+        -------
+        NetworkRecommender
+            The model itself.
+        """
+        if which not in WEIGHTS:
+            raise ValueError(f"weights are {which!r}; choose one of {', '.join(WEIGHTS)}")
+        self._check_fitted()
+        self.weights = which
+        self._network.load_state_dict(self._states[which])
+        return self
+
+    def training_config(self) -> TrainingConfig:
+        """The part of the hyper-parameters that the training loop reads."""
+        wanted = TrainingConfig.__dataclass_fields__
+        return TrainingConfig(**{k: v for k, v in self.config.items() if k in wanted})
+
+    @abstractmethod
+    def _build(self, data: Interactions) -> RatingNetwork:
+        """A fresh network for the vocabularies and the ratings of `data`."""
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        config = self.training_config()
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights are {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
+        if validation is None:
+            data, validation = _hold_out(data, self.validation_fraction, self.seed)
+        device = pick_device(self.device)
+        with seeded(self.seed, device):
+            self._network = self._build(data).to(device)
+            held_out = None if validation is None else _tensors(validation, device)
+            self.history, best = train_network(
+                self._network, _tensors(data, device), held_out, config
+            )
+        last = {name: value.clone() for name, value in self._network.state_dict().items()}
+        self._states = {"last": last, "best": best}
+        self._network.load_state_dict(self._states[self.weights])
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        device = self._device()
+        index = torch.as_tensor(users, device=device), torch.as_tensor(movies, device=device)
+        return predict_in_batches(self._network, *index).cpu().double().numpy()
+
+    def _device(self) -> torch.device:
+        return next(self._network.parameters()).device
+
+    def _state(self) -> Arrays:
+        return {
+            f"{which}.{name}": value.cpu().numpy()
+            for which, state in self._states.items()
+            for name, value in state.items()
+        }
+
+    def _extra(self) -> dict[str, Any]:
+        return {"history": self.history.as_dict()}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self.history = History(**extra["history"])
+        self._states = {
+            which: {
+                name.removeprefix(f"{which}."): torch.from_numpy(value)
+                for name, value in state.items()
+                if name.startswith(f"{which}.")
+            }
+            for which in WEIGHTS
+        }
+        users, movies = (array.astype(np.int64) for array in self._seen.nonzero())
+        # Ratings only set initial values, which the saved weights replace.
+        training = Interactions(
+            users, movies, self._seen.data, np.zeros_like(users), *self._seen.shape
+        )
+        device = pick_device(self.device)
+        with seeded(self.seed, device):
+            self._network = self._build(training).to(device).eval()
+        self._network.load_state_dict(self._states[self.weights])
+
+
+def _hold_out(
+    data: Interactions, fraction: float, seed: int
+) -> tuple[Interactions, Interactions | None]:
+    """Set a random share of the ratings aside; none where it would round to nothing."""
+    n_held_out = int(fraction * len(data))
+    if n_held_out == 0:
+        return data, None
+    order = np.random.default_rng(seed).permutation(len(data))
+    return data.take(np.sort(order[n_held_out:])), data.take(np.sort(order[:n_held_out]))
+
+
+def _tensors(data: Interactions, device: torch.device) -> Batch:
+    return (
+        torch.as_tensor(data.users, device=device),
+        torch.as_tensor(data.movies, device=device),
+        torch.as_tensor(data.ratings, device=device),
+    )

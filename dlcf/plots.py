@@ -1,0 +1,332 @@
+"""One style, one function a figure; a figure shows data and computes nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dlcf.models import Explanation
+from dlcf.training import History
+
+__all__ = ["figure_bytes", "use_style"]
+
+COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
+SPLIT_NAMES = {
+    "random": "random",
+    "user-temporal": "per-user temporal",
+    "global-temporal": "global temporal",
+    "leave-last-out": "leave last out",
+}
+
+
+def use_style() -> None:
+    """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.labelsize": 9,
+            "legend.fontsize": 8,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """The figure as a ``"pdf"`` or ``"png"`` file; the same figure gives the same bytes."""
+    # Without these the file would name the day and the version of the library that drew it.
+    dated = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=ending, metadata=dated.get(ending, {"Software": None}))
+    return buffer.getvalue()
+
+
+def rating_distribution(ratings: pd.DataFrame) -> Figure:
+    """Share of each rating level, and the distribution of users' mean ratings."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    share = ratings["rating"].value_counts(normalize=True).sort_index()
+    left.bar(share.index, 100 * share, width=0.8 * np.diff(share.index).min(), color=BLUE)
+    left.set(xlabel="rating (stars)", ylabel="ratings (%)", title="All ratings")
+    means = ratings.groupby("userId")["rating"].mean()
+    right.hist(means, bins=30, color=ORANGE)
+    right.axvline(ratings["rating"].mean(), color="black", linestyle="--", label="global mean")
+    right.set(xlabel="mean rating of a user (stars)", ylabel="users", title="Users differ")
+    right.legend()
+    return figure
+
+
+def long_tail(ratings: pd.DataFrame) -> Figure:
+    """Ratings by movie and by user, both ordered by activity, and the share that the top holds."""
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    for axis, column, unit, color in zip(
+        axes, ("movieId", "userId"), ("movies", "users"), (BLUE, ORANGE), strict=True
+    ):
+        counts = ratings[column].value_counts().to_numpy()
+        axis.loglog(np.arange(1, len(counts) + 1), counts, color=color)
+        axis.set(xlabel=f"{unit}, most ratings first (rank)", ylabel="ratings")
+        n_half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
+        axis.axvline(n_half, color="black", linestyle="--")
+        axis.set_title(f"{n_half:,} of {len(counts):,} {unit} hold half of the ratings")
+    return figure
+
+
+def activity_over_time(ratings: pd.DataFrame) -> Figure:
+    """Ratings a year, and how long users stay: the span from first to last rating."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    year = pd.to_datetime(ratings["timestamp"], unit="s").dt.year.value_counts().sort_index()
+    left.bar(year.index, year / 1000, color=BLUE)
+    left.set(xlabel="year", ylabel="ratings (thousands)", title="Ratings a year")
+    span = ratings.groupby("userId")["timestamp"].agg(lambda t: t.max() - t.min()) / 86400
+    grid = np.concatenate([[0.01], np.logspace(-1.9, np.log10(span.max()), 200)])
+    right.plot(grid, [100 * float((span <= days).mean()) for days in grid], color=ORANGE)
+    right.set_xscale("log")
+    right.axvline(1, color="black", linestyle="--", label="one day")
+    right.set(xlabel="first to last rating (days)", ylabel="users (%)", title="Users come and go")
+    right.set_ylim(0, 100)
+    right.legend()
+    return figure
+
+
+def genres(table: pd.DataFrame) -> Figure:
+    """Share of ratings and mean rating by genre.
+
+    Parameters
+    ----------
+    table
+        Index genre; columns ``share`` (of ratings, 0 to 1), ``mean`` (stars) and ``error``
+        (standard error of the mean).
+    """
+    table = table.sort_values("share")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.4), sharey=True)
+    left.barh(table.index, 100 * table["share"], color=BLUE)
+    left.set(xlabel="ratings with this genre (%)")
+    right.errorbar(table["mean"], table.index, xerr=1.96 * table["error"], fmt="o", color=ORANGE)
+    right.set(xlabel="mean rating (stars, 95% interval)")
+    return figure
+
+
+def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure:
+    """Train and validation RMSE by epoch, one panel a model, the best epoch marked."""
+    figure, axes = plt.subplots(
+        1,
+        len(histories),
+        figsize=(PAGE if len(histories) > 1 else COLUMN + 1, 2.7),
+        squeeze=False,
+        sharey=True,
+    )
+    for axis, (name, history) in zip(axes[0], histories.items(), strict=True):
+        epochs = np.arange(1, len(history.train_loss) + 1)
+        train, validation = np.sqrt(history.train_loss), np.sqrt(history.validation_loss)
+        axis.plot(epochs, train, "o-", markersize=3, color=BLUE, label="train")
+        axis.plot(epochs, validation, "s--", markersize=3, color=ORANGE, label="validation")
+        best = history.best_epoch
+        axis.plot(best, validation[best - 1], "*", markersize=11, color="black", label="best epoch")
+        axis.set(xlabel="epoch", title=name)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axis.legend()
+    axes[0, 0].set_ylabel("RMSE (stars)")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def factor_map(points: pd.DataFrame) -> Figure:
+    """Movies on two directions of factor space.
+
+    Parameters
+    ----------
+    points
+        Columns ``x``, ``y``, ``title`` and ``label`` (bool: write the title).
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 4.4))
+    axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
+    named = points[points["label"]]
+    axis.scatter(named["x"], named["y"], s=14, color=BLUE)
+    for row in named.itertuples():
+        axis.annotate(row.title, (row.x, row.y), xytext=(3, 3), textcoords="offset points", size=7)
+    axis.set(xlabel="first principal direction", ylabel="second principal direction")
+    axis.margins(x=0.12)
+    return figure
+
+
+def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
+    """The network as a row of boxes.
+
+    Parameters
+    ----------
+    layers
+        Title and detail of each box, input first.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 1.9))
+    width, gap = 1.0, 0.28
+    for index, (title, detail) in enumerate(layers):
+        left = index * (width + gap)
+        box = mpl.patches.FancyBboxPatch(
+            (left, 0), width, 1, boxstyle="round,pad=0.02", facecolor="white", edgecolor=BLUE
+        )
+        axis.add_patch(box)
+        axis.text(left + width / 2, 0.72, title, ha="center", va="center", weight="bold", size=7)
+        axis.text(left + width / 2, 0.33, detail, ha="center", va="center", size=6.5)
+        if index:
+            arrow = {"arrowstyle": "->", "color": "black"}
+            axis.annotate("", (left - 0.02, 0.5), (left - gap + 0.02, 0.5), arrowprops=arrow)
+    axis.set(xlim=(-0.05, len(layers) * (width + gap) - gap + 0.05), ylim=(-0.1, 1.1))
+    axis.axis("off")
+    return figure
+
+
+def dot_table(
+    table: pd.DataFrame, label: str, reference: Mapping[str, float] | None = None
+) -> Figure:
+    """One panel a column, one dot a row: a table to compare by eye.
+
+    Parameters
+    ----------
+    table
+        Rows are models (first row on top), columns are panels.
+    label
+        What the numbers are, with the unit.
+    reference
+        By column, a value to mark with a line.
+    """
+    figure, axes = plt.subplots(
+        1, table.shape[1], figsize=(PAGE, 0.6 + 0.26 * len(table)), sharey=True, squeeze=False
+    )
+    rows = np.arange(len(table))[::-1]
+    for axis, column in zip(axes[0], table.columns, strict=True):
+        values = table[column].to_numpy(float)
+        axis.plot(values, rows, "o", color=BLUE)
+        for value, row in zip(values, rows, strict=True):
+            if np.isfinite(value):
+                axis.annotate(
+                    f"{value:.3f}", (value, row), xytext=(0, 4), textcoords="offset points",
+                    ha="center", size=6.5,
+                )  # fmt: skip
+        if reference and column in reference:
+            axis.axvline(reference[column], color=RED, linestyle="--", linewidth=1)
+        axis.set(xlabel=label, title=SPLIT_NAMES.get(str(column), str(column)))
+        axis.margins(x=0.15)
+        axis.set_ylim(-0.6, len(table) - 0.3)
+        axis.set_yticks(rows, table.index)
+    return figure
+
+
+def paper_comparison(table: pd.DataFrame) -> Figure:
+    """The paper's figures beside ours.
+
+    Parameters
+    ----------
+    table
+        Index metric; column ``paper`` and one column for each way of ours.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 2.8))
+    rows = np.arange(len(table))[::-1]
+    axis.plot(table["paper"], rows, "D", color="black", markersize=7, label="paper")
+    markers = "osv^P"
+    colors = (BLUE, ORANGE, GREEN, PURPLE, BROWN)
+    ours = [column for column in table.columns if column != "paper"]
+    for index, column in enumerate(ours):
+        shift = 0.16 * (index - (len(ours) - 1) / 2)
+        axis.plot(
+            table[column], rows - shift, markers[index], color=colors[index], markersize=4.5,
+            label=column,
+        )  # fmt: skip
+    axis.set_yticks(rows, table.index)
+    axis.set(xlabel="value (RMSE and MAE in stars, the others as shares)")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
+    """A user's list: recommendation strength, and how the attention is divided."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(PAGE, 0.9 + 0.24 * len(explanations)), sharey=True
+    )
+    rows = np.arange(len(explanations))[::-1]
+    titles = [_shorten(e.title or f"movie {e.movie_id}") for e in explanations]
+    left.barh(rows, [e.strength for e in explanations], color=BLUE)
+    left.set_yticks(rows, titles)
+    left.set(xlabel="recommendation strength", xlim=(0, 1))
+    user = np.array([e.user_weight for e in explanations])
+    right.barh(rows, user, color=ORANGE, label="user preferences")
+    right.barh(
+        rows, 1 - user, left=user, color="white", edgecolor=GREEN, hatch="///",
+        label="movie characteristics",
+    )  # fmt: skip
+    right.set(xlabel="attention weight", xlim=(0, 1))
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, frameon=False)
+    return figure
+
+
+def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
+    """How the weight on user preferences is spread over pairs, users' means and movies' means."""
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.3), sharex=True)
+    panels = {"test ratings": by_pair, "users (mean)": by_user, "movies (mean)": by_movie}
+    for axis, (unit, values), color in zip(
+        axes, panels.items(), (BLUE, ORANGE, GREEN), strict=True
+    ):
+        axis.hist(values, bins=40, color=color)
+        axis.axvline(0.5, color="black", linestyle="--")
+        axis.set(xlabel="weight on user preferences", ylabel=unit)
+    return figure
+
+
+def attention_against(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+    """Mean weight on user preferences by deciles of each property, with 95% intervals.
+
+    Parameters
+    ----------
+    table
+        One row a test rating; column ``user_weight`` and those named.
+    names
+        Column of `table` -> axis label.
+    """
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE, 2.4), sharey=True)
+    for axis, (column, label) in zip(np.atleast_1d(axes), names.items(), strict=True):
+        bins = pd.qcut(table[column], 10, duplicates="drop")
+        groups = table.groupby(bins, observed=True)
+        weight = groups["user_weight"].agg(["mean", "sem"])
+        axis.errorbar(
+            groups[column].median(), weight["mean"], yerr=1.96 * weight["sem"], fmt="o-",
+            markersize=3, color=BLUE,
+        )  # fmt: skip
+        axis.set(xlabel=label)
+        if table[column].min() > 0 and table[column].max() > 50 * table[column].min():
+            axis.set_xscale("log")
+    np.atleast_1d(axes)[0].set_ylabel("weight on user preferences")
+    return figure
+
+
+def matrix_sample(counts: NDArray[Any]) -> Figure:
+    """A corner of the rating matrix: a dot is a rating."""
+    figure, axis = plt.subplots(figsize=(PAGE, 2.6))
+    user, movie = np.nonzero(counts)
+    axis.plot(movie, user, ",", color=BLUE)
+    axis.set(xlabel="movies, most rated first", ylabel="users, most active first")
+    axis.set_xlim(0, counts.shape[1])
+    axis.set_ylim(counts.shape[0], 0)
+    axis.grid(False)
+    return figure
+
+
+def _shorten(text: str, length: int = 34) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

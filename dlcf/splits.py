@@ -1,0 +1,169 @@
+"""Train / test splits of a ratings frame, and what they leave cold.
+
+Every split is a function of the ratings, the test size and the seed alone: the rows are first put
+in (userId, movieId) order, so the order of the file does not matter, and ties in time are broken
+by a permutation drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from dlcf.data import check_ratings
+
+__all__ = ["SPLITS", "SplitReport", "describe_split", "split", "train_validation_test"]
+
+SPLITS = ("random", "user-temporal", "global-temporal", "leave-last-out")
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """Sizes of a split and its cold part; every count is of distinct users, movies or ratings."""
+
+    train_ratings: int
+    test_ratings: int
+    test_users: int
+    test_movies: int
+    cold_users: int
+    cold_movies: int
+    cold_user_ratings: int
+    cold_movie_ratings: int
+    test_sha256: str
+
+    def as_dict(self) -> dict[str, int | str]:
+        """The fields by name, for a table or a JSON file."""
+        return asdict(self)
+
+
+def split(
+    ratings: pd.DataFrame, how: str = "random", test_size: float = 0.2, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut `ratings` into a train and a test frame.
+
+    Parameters
+    ----------
+    ratings
+        Frame with `userId`, `movieId`, `rating`, `timestamp`.
+    how
+        ``"random"``: a uniform sample of the ratings is the test set.
+        ``"user-temporal"``: of each user the latest ``test_size`` of the ratings, rounded half up;
+        a user always keeps one rating in train.
+        ``"global-temporal"``: the latest ``test_size`` of all ratings.
+        ``"leave-last-out"``: the latest rating of every user with two or more; `test_size` is not
+        used.
+    test_size
+        Fraction of the ratings that goes into the test set, in (0, 1).
+    seed
+        Draws the sample of ``"random"`` and the order among equal timestamps elsewhere.
+
+    Returns
+    -------
+    train, test
+        Disjoint, together complete, both in the row order of `ratings`, with their index labels
+        kept.
+
+    Raises
+    ------
+    ValueError
+        `how` is unknown, `test_size` is outside (0, 1), a frame is wrong, or a part is empty.
+    """
+    if how not in SPLITS:
+        raise ValueError(f"unknown split {how!r}; choose one of {', '.join(SPLITS)}")
+    if not 0.0 < test_size < 1.0:
+        raise ValueError(f"test_size is {test_size}; give a fraction between 0 and 1")
+    check_ratings(ratings, require_timestamp=how != "random")
+
+    in_test = np.zeros(len(ratings), dtype=bool)
+    in_test[_test_rows(ratings, how, test_size, np.random.default_rng(seed))] = True
+    train, test = ratings[~in_test], ratings[in_test]
+    _assert_split(ratings, train, test)
+    return train, test
+
+
+def train_validation_test(
+    ratings: pd.DataFrame,
+    how: str = "random",
+    test_size: float = 0.2,
+    validation_size: float = 0.1,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Cut `ratings` in three; the validation set is cut from the train part by the same rule.
+
+    The test set is that of :func:`split` with the same arguments, whatever `validation_size`.
+
+    Parameters
+    ----------
+    ratings, how, test_size, seed
+        As for :func:`split`.
+    validation_size
+        Fraction of the *train* part that goes into the validation set, in (0, 1).
+
+    Returns
+    -------
+    train, validation, test
+        Pairwise disjoint, together complete.
+    """
+    rest, test = split(ratings, how, test_size, seed)
+    train, validation = split(rest, how, validation_size, seed + 1)
+    return train, validation, test
+
+
+def describe_split(train: pd.DataFrame, test: pd.DataFrame) -> SplitReport:
+    """Count what a split holds and what is cold in it (in test, never seen in train).
+
+    The digest identifies the test pairs, so that two runs can be shown to have used the same.
+    """
+    new_user = ~test["userId"].isin(train["userId"].unique())
+    new_movie = ~test["movieId"].isin(train["movieId"].unique())
+    pairs = test[["userId", "movieId"]].sort_values(["userId", "movieId"]).to_numpy("<i8")
+    return SplitReport(
+        train_ratings=len(train),
+        test_ratings=len(test),
+        test_users=test["userId"].nunique(),
+        test_movies=test["movieId"].nunique(),
+        cold_users=test.loc[new_user, "userId"].nunique(),
+        cold_movies=test.loc[new_movie, "movieId"].nunique(),
+        cold_user_ratings=int(new_user.sum()),
+        cold_movie_ratings=int(new_movie.sum()),
+        test_sha256=hashlib.sha256(np.ascontiguousarray(pairs).tobytes()).hexdigest(),
+    )
+
+
+def _test_rows(
+    ratings: pd.DataFrame, how: str, test_size: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Positions of the test rows in `ratings`."""
+    user, movie = ratings["userId"].to_numpy(), ratings["movieId"].to_numpy()
+    tie_break = np.empty(len(ratings), dtype=np.int64)
+    tie_break[np.lexsort((movie, user))] = generator.permutation(len(ratings))
+    if how == "random":
+        return np.argsort(tie_break)[: _rounded_share(len(ratings), test_size)]
+
+    time = ratings["timestamp"].to_numpy()
+    if how == "global-temporal":
+        latest_first = np.lexsort((tie_break, time))[::-1]
+        return latest_first[: _rounded_share(len(ratings), test_size)]
+
+    by_user = np.lexsort((tie_break, time, user))
+    _, first, count = np.unique(user[by_user], return_index=True, return_counts=True)
+    n_test = np.ones_like(count) if how == "leave-last-out" else _rounded_share(count, test_size)
+    n_test = np.minimum(n_test, count - 1)
+    position_in_user = np.arange(len(ratings)) - np.repeat(first, count)
+    return by_user[position_in_user >= np.repeat(count - n_test, count)]
+
+
+def _rounded_share(count: int | np.ndarray, share: float) -> np.ndarray:
+    return np.floor(np.asarray(count) * share + 0.5).astype(np.int64)
+
+
+def _assert_split(ratings: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame) -> None:
+    if len(train) == 0 or len(test) == 0:
+        raise ValueError(
+            f"{len(ratings)} ratings leave {len(train)} for train and {len(test)} for test; "
+            "give more ratings or another test_size"
+        )
+    assert len(train) + len(test) == len(ratings), "a rating was lost or counted twice"
