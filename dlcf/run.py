@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 
 from dlcf import paths
@@ -17,7 +18,7 @@ from dlcf.data import resolve_dataset
 from dlcf.experiment import check_parameters, output_folder, read_parameters
 from dlcf.report import HEADLINE, headline_table
 
-__all__ = ["main", "run_notebook"]
+__all__ = ["keep_outputs", "main", "run_notebook"]
 
 
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
@@ -50,6 +51,27 @@ def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> flo
     return time.perf_counter() - start
 
 
+def keep_outputs(executed: Path) -> None:
+    """Put an executed notebook in place of the one in `notebooks/`, less what changes by itself.
+
+    Times, papermill's records and widget states go; sources, tags and outputs stay.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    language = {"name": "python"}
+    notebook.metadata = {
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": language,
+    }
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        for output in cell.get("outputs", []):
+            if "metadata" in output:
+                output["metadata"] = {}
+    text = nbformat.writes(notebook) + "\n"
+    paths.write_atomically(paths.NOTEBOOKS / executed.name, text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m dlcf.run", description=__doc__)
@@ -58,7 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
     )
     parser.add_argument("--output", type=Path, default=paths.RUNS, help="default: runs/")
+    parser.add_argument(
+        "--keep", action="store_true", help="put the executed notebooks in place of notebooks/"
+    )
     options = parser.parse_args(arguments)
+    if options.keep and options.parameter:
+        parser.error("--keep is for the stored parameters; leave out -p")
     names = [Path(n).stem for n in options.notebooks]
     names = names or sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
     given = {name: _value(text) for name, text in options.parameter}
@@ -82,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} ...", end=" ", flush=True)
-        seconds = run_notebook(name, chosen[name], options.output / f"{name}.ipynb")
+        executed = options.output / f"{name}.ipynb"
+        seconds = run_notebook(name, chosen[name], executed)
+        if options.keep and not given:
+            keep_outputs(executed)
         print(f"{seconds:.0f} s", flush=True)
     print(f"\nExecuted notebooks: {options.output}")
     folders = {name: output_folder(name, chosen[name]) for name in names}

@@ -360,7 +360,7 @@ class Recommender(ABC):
         }
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            contiguous = {key: np.ascontiguousarray(value) for key, value in fitted.items()}
+            contiguous = {key: np.asarray(value, order="C") for key, value in fitted.items()}
             save_file(contiguous, temporary / "model.safetensors")
             text = json.dumps(description, indent=1, ensure_ascii=False)
             (temporary / "model.json").write_text(text, encoding="utf-8")

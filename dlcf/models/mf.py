@@ -127,7 +127,7 @@ class MatrixFactorization(NetworkRecommender):
         self,
         *,
         factors: int = 50,
-        regularization: float = 0.14,
+        regularization: float = 0.12,
         bias_regularization: float = 0.01,
         epochs: int = 20,
         batch_size: int = 512,
@@ -175,3 +175,30 @@ class SVDPlusPlus(MatrixFactorization):
 
     name = "svdpp"
     _network_class = ImplicitFactorNetwork
+
+    def __init__(
+        self,
+        *,
+        factors: int = 50,
+        regularization: float = 0.14,
+        bias_regularization: float = 0.01,
+        epochs: int = 20,
+        batch_size: int = 1024,
+        learning_rate: float = 3e-3,
+        validation_fraction: float = 0.0,
+        weights: str = "last",
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(
+            factors=factors,
+            regularization=regularization,
+            bias_regularization=bias_regularization,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            weights=weights,
+            seed=seed,
+            device=device,
+        )

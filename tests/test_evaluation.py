@@ -1,0 +1,171 @@
+"""Protocols against tables worked by hand and against a plain loop over users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+import dlcf
+from dlcf.evaluation import evaluate, per_user
+from dlcf.models.base import Interactions, Recommender, top_k
+
+
+class Scripted(Recommender):
+    """Predicts and ranks by a table given beforehand: the truth of the test is known."""
+
+    name = "scripted"
+
+    def __init__(self, table: dict[tuple[int, int], float]) -> None:
+        self.table = table
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        pass
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        pairs = zip(self.user_ids[users].tolist(), self.movie_ids[movies].tolist(), strict=True)
+        return np.array([self.table.get(pair, 0.5) for pair in pairs])
+
+
+def frame(rows: list[tuple[int, int, float]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["userId", "movieId", "rating"])
+    return table.astype({"rating": "float32"})
+
+
+# User 1 has rated 10 and user 2 has rated 11 and 14; the catalogue is 10 to 14.
+TRAIN = frame([(1, 10, 3.0), (2, 11, 4.5), (2, 14, 0.5), (3, 12, 3.0), (3, 13, 3.0)])
+TEST = frame([(1, 11, 5.0), (1, 12, 2.0), (1, 13, 4.0), (2, 10, 4.0), (2, 99, 5.0), (3, 10, 1.0)])
+TABLE = {
+    (1, 10): 5.0, (1, 11): 3.0, (1, 12): 4.0, (1, 13): 2.0, (1, 14): 4.5,
+    (2, 10): 4.0, (2, 11): 5.0, (2, 12): 3.0, (2, 13): 3.5, (2, 14): 5.0,
+    (3, 10): 2.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def scripted() -> Recommender:
+    return Scripted(TABLE).fit(TRAIN)
+
+
+def test_full_protocol_by_hand(scripted: Recommender) -> None:
+    """User 1 is shown 14, 12, 11, 13 and wants 11 and 13; user 2 is shown 10 and wants 10 and 99.
+
+    Movie 10 is in user 1's training set and is not shown, though it has the best score; movie 99
+    is outside the catalogue and cannot be shown, but it counts as wanted. User 3 wants nothing.
+    """
+    result = per_user(scripted, TRAIN, TEST, "full", k=3)
+    assert result.index.tolist() == [1, 2]
+    assert result["precision"].tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert result["recall"].tolist() == [0.5, 0.5]
+    ideal = 1 + 1 / np.log2(3)
+    assert result["ndcg"].tolist() == pytest.approx([(1 / np.log2(4)) / ideal, 1 / ideal])
+
+
+def test_rated_protocol_by_hand(scripted: Recommender) -> None:
+    """User 1's rated test movies by prediction: 12 (2 stars), 11 (5), 13 (4); k = 2 cuts 13."""
+    result = per_user(scripted, TRAIN, TEST, "rated", k=2)
+    assert result.loc[1, "precision"] == 0.5
+    assert result.loc[1, "recall"] == 0.5
+    assert result.loc[1, "ndcg"] == pytest.approx((2 + 5 / np.log2(3)) / (5 + 4 / np.log2(3)))
+    assert result.loc[2, ["precision", "recall", "ndcg"]].max() <= 1.0
+
+
+def test_a_short_list_divides_precision_by_its_own_length(scripted: Recommender) -> None:
+    rated = per_user(scripted, TRAIN, TEST, "rated", k=10)
+    assert rated["precision"].tolist() == pytest.approx([2 / 3, 1.0])
+    full = per_user(scripted, TRAIN, TEST, "full", k=10)
+    assert full["precision"].tolist() == pytest.approx([2 / 4, 1 / 3])
+
+
+def test_a_perfect_model_scores_one(toy_ratings: pd.DataFrame) -> None:
+    train, test = dlcf.split(toy_ratings, seed=1)
+    truth = {(r.userId, r.movieId): float(r.rating) for r in test.itertuples()}
+    result = evaluate(Scripted(truth).fit(train), train, test, "rated")
+    known = test["movieId"].isin(train["movieId"]) & test["userId"].isin(train["userId"])
+    assert known.all()
+    assert result["rmse"] == 0.0
+    assert result["ndcg@10"] == pytest.approx(1.0)
+
+
+def test_the_threshold_decides_what_is_relevant(toy_ratings: pd.DataFrame) -> None:
+    train, test = dlcf.split(toy_ratings, seed=1)
+    model = dlcf.make("bias").fit(train)
+    low, high = (evaluate(model, train, test, "rated", threshold=t) for t in (1.0, 4.5))
+    assert low["precision@10"] > high["precision@10"]
+    assert low["rmse"] == high["rmse"]
+
+
+@pytest.mark.parametrize("protocol", ["rated", "full"])
+@pytest.mark.parametrize("name", ["bias", "popular", "mf"])
+def test_protocols_match_a_plain_loop(toy_ratings: pd.DataFrame, protocol: str, name: str) -> None:
+    """A second implementation: sort each user's candidates in pandas and count."""
+    train, test = dlcf.split(toy_ratings, "user-temporal")
+    model = dlcf.make(name).fit(train)
+    k, threshold = 5, 4.0
+    rows = {}
+    for user, rated in test.groupby("userId"):
+        relevant = set(rated.loc[rated["rating"] >= threshold, "movieId"])
+        if not relevant:
+            continue
+        if protocol == "rated":
+            score = pd.Series(model.predict(rated), index=rated["movieId"])
+            gain = rated.set_index("movieId")["rating"].astype(float)
+        else:
+            score = pd.Series(model.score_all([user])[0], index=model.movie_ids)
+            score = score.drop(train.loc[train["userId"] == user, "movieId"])
+            gain = pd.Series(1.0, index=list(relevant)).reindex(score.index, fill_value=0.0)
+        shown = score.sort_values(ascending=False).index[:k]
+        if score.loc[shown].min() == score.drop(shown).max():
+            continue  # a tie at the end of the list, where the order is a matter of choice
+        if score.loc[shown].duplicated().any():
+            continue
+        discount = 1 / np.log2(np.arange(len(shown)) + 2)
+        best = gain.sort_values(ascending=False).to_numpy()[:k]
+        rows[user] = (
+            len(relevant & set(shown)) / len(shown),
+            len(relevant & set(shown)) / len(relevant),
+            float(gain.loc[shown] @ discount / (best @ discount[: len(best)])),
+        )
+    assert len(rows) > 10
+    ours = per_user(model, train, test, protocol, k, threshold)
+    np.testing.assert_allclose(ours.loc[list(rows)].to_numpy(), list(rows.values()), rtol=1e-9)
+
+
+def test_equal_scores_do_not_favour_low_ids() -> None:
+    ratings = pd.DataFrame(
+        {"userId": np.repeat(np.arange(200), 11), "movieId": np.tile(np.arange(11) * 9, 200)}
+    ).assign(rating=np.float32(3.0))
+    ratings = ratings[ratings["movieId"] != 9 * (ratings["userId"] % 11)]
+    test = pd.DataFrame({"userId": np.arange(200), "movieId": 9 * (np.arange(200) % 11)})
+    model = dlcf.make("global-mean").fit(ratings)
+    result = evaluate(model, ratings.iloc[:400], test.assign(rating=np.float32(5.0)), k=1)
+    assert result["precision@1"] < 0.3
+
+
+def test_top_k_breaks_ties_by_column() -> None:
+    scores = np.array([[1.0, 3.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    assert top_k(scores, 2).tolist() == [[1, 2], [0, 1]]
+    assert top_k(scores, 9).tolist() == [[1, 2, 3, 0, 4], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"protocol": "sampled"}, "unknown protocol"),
+        ({"k": 0}, "k is 0"),
+        ({"threshold": 6.0}, "no test rating reaches"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    scripted: Recommender, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(scripted, TRAIN, TEST, **arguments)  # type: ignore[arg-type]

@@ -1,0 +1,372 @@
+"""One contract for every registered model, and what each model must be besides."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dlcf
+from dlcf.metrics import rmse
+from dlcf.models import Explanation, Recommender, available, load_model, make
+from dlcf.models.base import fit_biases
+from dlcf.models.deepcf import AttentionNetwork, DeepCF
+from dlcf.models.network import NetworkRecommender
+
+UNKNOWN_USER, UNKNOWN_MOVIE = 999_999, 888_888
+SMALL: dict[str, dict[str, Any]] = {
+    "mf": {"epochs": 3, "factors": 6, "batch_size": 128},
+    "svdpp": {"epochs": 3, "factors": 6, "batch_size": 128},
+    "deepcf": {"epochs": 2, "embedding_size": 8, "hidden": (12, 6), "dropout": (0.2, 0.1)},
+}
+# For each hyper-parameter a value that must change the predictions; `device` must not.
+OTHER: dict[str, Any] = {
+    "user_damping": 50.0,
+    "movie_damping": 50.0,
+    "factors": 9,
+    "regularization": 3.0,
+    "bias_regularization": 3.0,
+    "epochs": 4,
+    "batch_size": 32,
+    "learning_rate": 0.05,
+    "validation_fraction": 0.3,
+    "weights": "best",
+    "seed": 1,
+    "embedding_size": 10,
+    "hidden": (12, 7),
+    "dropout": (0.6, 0.6),
+    "lr_factor": 0.1,
+    "lr_patience": 0,
+    "early_stopping": 1,
+}
+# RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
+BANDS = {
+    "global-mean": (1.03, 1.06),
+    "bias": (0.86, 0.875),
+    "popular": (0.86, 0.875),
+    "mf": (0.835, 0.861),
+    "svdpp": (0.835, 0.859),
+}
+
+
+def small(name: str, **settings: Any) -> Recommender:
+    return make(name, **{**SMALL.get(name, {}), "seed": 0, **settings})
+
+
+@pytest.fixture(scope="module")
+def fitted(toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame) -> dict[str, Recommender]:
+    return {name: small(name).fit(toy_ratings, movies=toy_movies) for name in available()}
+
+
+@pytest.fixture(params=available())
+def model(request: pytest.FixtureRequest, fitted: dict[str, Recommender]) -> Recommender:
+    return fitted[request.param]
+
+
+class TestContract:
+    def test_predictions_lie_on_the_scale(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        predicted = model.predict(toy_ratings)
+        assert predicted.dtype == np.float64 and predicted.shape == (len(toy_ratings),)
+        assert predicted.min() >= 0.5 and predicted.max() <= 5.0
+        assert rmse(toy_ratings["rating"], predicted) < 1.2
+
+    def test_predictions_do_not_depend_on_their_neighbours(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        together = model.predict(toy_ratings[:40])
+        alone = [model.predict(toy_ratings[i : i + 1])[0] for i in range(40)]
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+
+    def test_unknown_users_and_movies_are_served(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        user, movie = int(toy_ratings["userId"].iloc[0]), int(toy_ratings["movieId"].iloc[0])
+        pairs = pd.DataFrame(
+            {
+                "userId": [UNKNOWN_USER, user, UNKNOWN_USER],
+                "movieId": [movie, UNKNOWN_MOVIE, UNKNOWN_MOVIE],
+            }
+        )
+        predicted = model.predict(pairs)
+        assert np.isfinite(predicted).all()
+        assert predicted[2] == pytest.approx(toy_ratings["rating"].mean(), abs=1e-6)
+        shown = model.recommend(UNKNOWN_USER, k=5)
+        counts = toy_ratings["movieId"].value_counts()
+        assert counts.loc[shown["movieId"]].tolist() == counts.iloc[:5].tolist()
+
+    def test_an_empty_request_gives_an_empty_answer(self, model: Recommender) -> None:
+        empty = pd.DataFrame({"userId": [], "movieId": []}, dtype="int64")
+        assert model.predict(empty).shape == (0,)
+        assert model.score_all([]).shape == (0, len(model.movie_ids))
+
+    def test_recommendations_are_new_to_the_user_and_best_first(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        user = int(toy_ratings["userId"].iloc[0])
+        seen = set(toy_ratings.loc[toy_ratings["userId"] == user, "movieId"])
+        shown = model.recommend(user, k=7)
+        assert list(shown.columns) == ["movieId", "score"]
+        assert len(set(shown["movieId"])) == 7
+        assert not seen & set(shown["movieId"])
+        assert shown["score"].is_monotonic_decreasing
+        everything = model.recommend(user, k=10_000)
+        assert set(everything["movieId"]) | seen == set(model.movie_ids)
+        with_seen = model.recommend(user, k=10_000, exclude_seen=False)
+        assert set(with_seen["movieId"]) == set(model.movie_ids)
+
+    def test_scores_are_in_the_order_of_users_and_catalogue(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        users = np.unique(toy_ratings["userId"])[[5, 0, 9]]
+        scores = model.score_all(users)
+        assert scores.dtype == np.float32 and scores.shape == (3, len(model.movie_ids))
+        np.testing.assert_allclose(scores[1], model.score_all(users[1:2])[0], atol=1e-5)
+        best = model.recommend(int(users[2]), k=1, exclude_seen=False)
+        assert best["score"].iloc[0] == pytest.approx(scores[2].max(), abs=1e-5)
+
+    def test_the_catalogue_is_what_training_holds(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        assert model.movie_ids.tolist() == sorted(set(toy_ratings["movieId"]))
+
+    def test_a_saved_model_predicts_the_same(
+        self, model: Recommender, toy_ratings: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        for _ in range(2):  # the second time over the first
+            model.save(tmp_path / "model")
+        loaded = load_model(tmp_path / "model")
+        assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+            "model.json",
+            "model.safetensors",
+        ]
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+        users = np.append(np.unique(toy_ratings["userId"])[:5], UNKNOWN_USER)
+        assert np.array_equal(loaded.predict(toy_ratings), model.predict(toy_ratings))
+        assert np.array_equal(loaded.score_all(users), model.score_all(users))
+        assert loaded.config == model.config and loaded.scale == model.scale
+        assert loaded.recommend(int(users[0])).equals(model.recommend(int(users[0])))
+
+    def test_the_same_seed_gives_the_same_bits(
+        self, model: Recommender, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    ) -> None:
+        shuffled = toy_ratings.sample(frac=1.0, random_state=3)
+        torch.manual_seed(99)
+        again = small(model.name).fit(shuffled, movies=toy_movies)
+        assert np.array_equal(again.predict(toy_ratings), model.predict(toy_ratings))
+
+    def test_fitting_leaves_the_callers_randomness_alone(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        before = torch.get_rng_state()
+        small(model.name).fit(toy_ratings)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_every_hyper_parameter_changes_the_result(
+        self, model: Recommender, toy_ratings: pd.DataFrame
+    ) -> None:
+        base: dict[str, Any] = {}
+        if isinstance(model, NetworkRecommender):
+            # Long and fast enough that the schedule acts and the best epoch is not the last.
+            base = {"epochs": 25, "learning_rate": 0.02, "validation_fraction": 0.2}
+        reference = small(model.name, **base).fit(toy_ratings).predict(toy_ratings)
+        for name in model.hyper_parameters():
+            if name == "device":
+                continue
+            changed = small(model.name, **{**base, name: OTHER[name]}).fit(toy_ratings)
+            difference = np.abs(changed.predict(toy_ratings) - reference).max()
+            assert difference > 1e-6, f"{name} has no effect"
+
+    def test_explains_or_says_why_not(self, model: Recommender, toy_ratings: pd.DataFrame) -> None:
+        user, movie = int(toy_ratings["userId"].iloc[0]), int(toy_ratings["movieId"].iloc[0])
+        if not isinstance(model, DeepCF):
+            with pytest.raises(NotImplementedError, match=model.name):
+                model.explain(user, movie)
+            return
+        for pair in [(user, movie), (UNKNOWN_USER, movie), (user, UNKNOWN_MOVIE), (-1, -1)]:
+            why = model.explain(*pair)
+            assert isinstance(why, Explanation)
+            assert 0.0 <= why.strength <= 1.0
+            assert why.user_weight + why.movie_weight == pytest.approx(1.0, abs=1e-12)
+            frame = pd.DataFrame({"userId": [pair[0]], "movieId": [pair[1]]})
+            assert why.rating == model.predict(frame)[0]
+            assert why.rating == pytest.approx(0.5 + 4.5 * why.strength)
+
+    def test_a_wrong_frame_is_refused_and_the_model_kept(self, toy_ratings: pd.DataFrame) -> None:
+        model = small("bias").fit(toy_ratings)
+        before = model.predict(toy_ratings)
+        off_scale = toy_ratings.assign(
+            rating=toy_ratings["rating"].where(toy_ratings.index != 3, 9)
+        )
+        for wrong, word in [
+            (toy_ratings.drop(columns="rating"), "rating"),
+            (toy_ratings.iloc[:0], "train"),
+            (off_scale, "9"),
+            (pd.concat([toy_ratings, toy_ratings[:1]]), "movieId"),
+        ]:
+            with pytest.raises(ValueError, match=word):
+                model.fit(wrong)
+        assert np.array_equal(model.predict(toy_ratings), before)
+
+    def test_an_unfitted_model_says_so(self, model: Recommender) -> None:
+        pairs = pd.DataFrame({"userId": [1], "movieId": [1]})
+        for call in (lambda m: m.predict(pairs), lambda m: m.recommend(1), lambda m: m.save("x")):
+            with pytest.raises(RuntimeError, match="not fitted"):
+                call(small(model.name))
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_rmse_on_the_real_data(name: str, ratings: pd.DataFrame) -> None:
+    train, test = dlcf.split(ratings, "random", seed=0)
+    predicted = make(name, seed=0).fit(train).predict(test)
+    low, high = BANDS[name]
+    assert low < rmse(test["rating"], predicted) < high
+
+
+def test_deepcf_learns_on_the_real_data(ratings: pd.DataFrame) -> None:
+    """One epoch of a large batch; the paper's ten epochs are the notebook's business."""
+    train, test = dlcf.split(ratings, "random", seed=0)
+    model = make("deepcf", seed=0, epochs=4, batch_size=512).fit(train)
+    assert 0.85 < rmse(test["rating"], model.predict(test)) < 0.91
+
+
+def test_biases_solve_their_equations(toy_ratings: pd.DataFrame) -> None:
+    """The gradient of the damped squared error is zero at the solution."""
+    model = make("bias").fit(toy_ratings)
+    data = model._interactions(toy_ratings)
+    mean, user_bias, movie_bias = fit_biases(data, 5.0, 3.0, sweeps=200)
+    error = data.ratings - mean - user_bias[data.users] - movie_bias[data.movies]
+    np.testing.assert_allclose(np.bincount(data.users, error) - 5.0 * user_bias, 0, atol=1e-5)
+    np.testing.assert_allclose(np.bincount(data.movies, error) - 3.0 * movie_bias, 0, atol=1e-5)
+
+
+def test_svdpp_factors_follow_the_formula(fitted: dict[str, Recommender]) -> None:
+    model = fitted["svdpp"]
+    network = model._network  # type: ignore[attr-defined]
+    users = torch.tensor([4, 0, 4, 11])
+    rated = torch.as_tensor(model._seen.toarray())
+    implicit = rated @ network.implicit_factors.weight / rated.sum(1, keepdim=True).sqrt()
+    expected = network.user_factors.weight + implicit
+    torch.testing.assert_close(network.users(users), expected[users])
+
+
+def test_the_papers_network_is_as_described() -> None:
+    model = make("deepcf")
+    assert isinstance(model, DeepCF)
+    network = AttentionNetwork(610, 9724, (0.5, 5.0))
+    kinds = [type(module).__name__ for module in network.tower]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 4
+    assert [m.out_features for m in network.tower if isinstance(m, torch.nn.Linear)] == [
+        512, 256, 128, 64,
+    ]  # fmt: skip
+    assert [m.p for m in network.tower if isinstance(m, torch.nn.Dropout)] == [0.3, 0.2, 0.2, 0.1]
+    settings = model.training_config()
+    assert (settings.epochs, settings.batch_size, settings.learning_rate) == (10, 64, 1e-3)
+    assert (settings.lr_factor, settings.lr_patience, settings.early_stopping) == (0.5, 2, None)
+    sizes = [256, 512, 256, 128, 64]
+    tower = sum((i + 1) * o + 2 * o for i, o in pairwise(sizes))
+    expected = (610 + 9724) * 128 + (256 + 1) * 2 + tower + 64 + 1
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_attention_weights_scale_the_embeddings() -> None:
+    """The weights are the softmax of the logits, and each multiplies its embedding."""
+    network = AttentionNetwork(3, 4, (0.5, 5.0), 2, (4,), (0.0,)).eval()
+    user, movie = torch.tensor([1]), torch.tensor([2])
+    weight, p, q = network.attend(user, movie)
+    logits = network.attention.weight @ torch.cat([p[0], q[0]]) + network.attention.bias
+    torch.testing.assert_close(weight[0], torch.softmax(logits, 0))
+    attended = torch.cat([weight[0, 0] * p[0], weight[0, 1] * q[0]])[None]
+    strength = torch.sigmoid(network.output(network.tower(attended)))[0, 0]
+    torch.testing.assert_close(network(user, movie)[0], 0.5 + 4.5 * strength)
+
+
+def test_scoring_the_catalogue_gives_what_predicting_gives(
+    fitted: dict[str, Recommender], toy_ratings: pd.DataFrame
+) -> None:
+    for name in ("mf", "svdpp", "deepcf"):
+        model = fitted[name]
+        user = int(toy_ratings["userId"].iloc[0])
+        pairs = pd.DataFrame({"userId": user, "movieId": model.movie_ids})
+        scores = model.score_all([user])[0]
+        np.testing.assert_allclose(np.clip(scores, 0.5, 5.0), model.predict(pairs), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mf", "svdpp", "deepcf"])
+def test_a_last_batch_of_one_row_is_trained_on(name: str, toy_ratings: pd.DataFrame) -> None:
+    model = small(name, batch_size=64, validation_fraction=0.0).fit(toy_ratings[: 64 * 3 + 1])
+    assert np.isfinite(model.predict(toy_ratings)).all()
+
+
+def test_both_the_last_and_the_best_epoch_can_be_used(toy_ratings: pd.DataFrame) -> None:
+    train, validation = dlcf.split(toy_ratings, seed=0)
+    settings = {"epochs": 30, "learning_rate": 0.03, "dropout": (0.0, 0.0)}
+    model = small("deepcf", **settings).fit(train, validation)
+    assert isinstance(model, DeepCF)
+    history = model.history
+    assert len(history.validation_loss) == 30 and history.best_epoch < 30
+    for which, loss in [
+        ("last", history.validation_loss[-1]),
+        ("best", min(history.validation_loss)),
+    ]:
+        predicted = model.use_weights(which).predict(validation)
+        assert rmse(validation["rating"], predicted) ** 2 == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(ValueError, match="weights"):
+        model.use_weights("finest")
+
+
+def test_validation_ratings_of_unknown_users_are_left_out(toy_ratings: pd.DataFrame) -> None:
+    train = toy_ratings[toy_ratings["userId"] > 100]
+    validation = toy_ratings[toy_ratings["userId"] <= 100]
+    model = small("deepcf").fit(train, validation)
+    assert isinstance(model, DeepCF) and model.history.validation_loss == []
+
+
+def test_names_and_overrides_are_checked() -> None:
+    with pytest.raises(ValueError, match="unknown model 'deepfm'; choose one of global-mean"):
+        make("deepfm")
+    with pytest.raises(ValueError, match=r"'embeding_size'.*embedding_size"):
+        make("deepcf", embeding_size=3)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        small("deepcf", epochs=0).fit(pd.DataFrame(
+            {"userId": [1, 1], "movieId": [1, 2], "rating": [3.0, 4.0]}
+        ))  # fmt: skip
+    with pytest.raises(ValueError, match="2 hidden layers but 1 dropout"):
+        make("deepcf", hidden=(4, 4), dropout=(0.1,))
+
+
+def test_a_model_of_another_format_is_refused(
+    fitted: dict[str, Recommender], tmp_path: Path
+) -> None:
+    folder = fitted["bias"].save(tmp_path / "m")
+    text = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**text, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("weights", "known", "words"),
+    [
+        ((0.7, 0.3), (True, True), "the user's preferences carry 70%"),
+        ((0.2, 0.8), (True, True), "the movie's characteristics carry 80%"),
+        ((0.5, 0.5), (True, True), "alike"),
+        ((0.0, 1.0), (False, True), "only the movie counts"),
+        ((1.0, 0.0), (True, False), "only the user counts"),
+        ((0.5, 0.5), (False, False), "average of all"),
+    ],
+)
+def test_an_explanation_reads_as_a_sentence(
+    weights: tuple[float, float], known: tuple[bool, bool], words: str
+) -> None:
+    why = Explanation(7, 9, 0.8, *weights, 4.1, (0.5, 5.0), "Heat", *known)
+    assert str(why).startswith("“Heat” is predicted 4.1 of 5 for user 7")
+    assert words in str(why)
+    assert str(why).endswith(".")
