@@ -35,6 +35,7 @@ class Job:
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)
     weights: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = PROTOCOLS
     k: int = 10
     threshold: float = 4.0
 
@@ -45,9 +46,9 @@ def run_job(job: Job) -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict
-        The model's name -> ``rmse``, ``mae``, ``rated`` and ``full``, the last two with the
-        list-wise metrics of :func:`dlcf.evaluate`. Where `job.weights` names several epochs there
-        is an entry for each, named ``"deepcf (best epoch)"``.
+        The model's name -> ``rmse``, ``mae``, and for each protocol its list-wise metrics of
+        :func:`dlcf.evaluate`. Where `job.weights` names epochs there is an entry for each, named
+        ``"deepcf (best epoch)"``.
     """
     torch.set_num_threads(1)
     train, test = split(load_ratings(job.dataset), job.split, seed=job.seed)
@@ -85,7 +86,9 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> list[dict[str, 
 
 
 def _measure(model: Any, train: Any, test: Any, job: Job) -> dict[str, Any]:
-    found = {p: evaluate(model, train, test, p, job.k, job.threshold) for p in PROTOCOLS}
-    errors = {name: found["full"][name] for name in ("rmse", "mae")}
-    lists = {p: {n: v for n, v in found[p].items() if "@" in n} for p in PROTOCOLS}
-    return {**errors, **lists}
+    measured: dict[str, Any] = {}
+    for protocol in job.protocols:
+        found = evaluate(model, train, test, protocol, job.k, job.threshold)
+        measured |= {name: found[name] for name in ("rmse", "mae")}
+        measured[protocol] = {name: value for name, value in found.items() if "@" in name}
+    return measured

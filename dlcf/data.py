@@ -26,7 +26,6 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-import pooch
 
 from dlcf import paths
 
@@ -785,6 +784,8 @@ def _download(dataset: Dataset, folder: Path) -> Path:
 
 
 def _fetch(file: str, known_hash: str | None, folder: Path) -> Path:
+    import pooch  # here, because only a download needs it and it warns in a plain notebook
+
     registry: Mapping[str, str | None] = {file: known_hash}
     site = pooch.create(path=folder, base_url=GROUPLENS, registry=registry, retry_if_failed=1)
     downloader = pooch.HTTPDownloader(
@@ -808,7 +809,11 @@ def _verify(path: Path, sha256: str | None) -> None:
         kind, expected = "md5", _md5_file(path).read_text("utf-8").split()[0]
     if expected is None:
         return
-    found = pooch.file_hash(str(path), alg=kind)
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
     if found != expected:
         raise ValueError(
             f"{path} has the wrong checksum: {kind} {found}, expected {expected}; delete the file, "

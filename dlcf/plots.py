@@ -161,8 +161,10 @@ def factor_map(points: pd.DataFrame) -> Figure:
     axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
     named = points[points["label"]]
     axis.scatter(named["x"], named["y"], s=14, color=BLUE)
-    for row in named.itertuples():
-        axis.annotate(row.title, (row.x, row.y), xytext=(3, 3), textcoords="offset points", size=7)
+    # Neighbours in height get their titles above and below in turn, so that they do not overlap.
+    for index, row in enumerate(named.sort_values("y").itertuples()):
+        offset = (3, -8 if index % 2 else 3)
+        axis.annotate(row.title, (row.x, row.y), xytext=offset, textcoords="offset points", size=7)
     axis.set(xlabel="first principal direction", ylabel="second principal direction")
     axis.margins(x=0.12)
     return figure
@@ -317,13 +319,10 @@ def attention_against(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
 
 
 def matrix_sample(counts: NDArray[Any]) -> Figure:
-    """A corner of the rating matrix: a dot is a rating."""
+    """A corner of the rating matrix: a dark cell is a rating."""
     figure, axis = plt.subplots(figsize=(PAGE, 2.6))
-    user, movie = np.nonzero(counts)
-    axis.plot(movie, user, ",", color=BLUE)
+    axis.imshow(counts, cmap="Blues", aspect="auto", interpolation="nearest")
     axis.set(xlabel="movies, most rated first", ylabel="users, most active first")
-    axis.set_xlim(0, counts.shape[1])
-    axis.set_ylim(counts.shape[0], 0)
     axis.grid(False)
     return figure
 

@@ -47,6 +47,7 @@ def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> flo
         parameters=parameters,
         progress_bar=sys.stderr.isatty(),
         cwd=paths.NOTEBOOKS,
+        extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which warns about its transport
     )
     return time.perf_counter() - start
 

@@ -1,0 +1,51 @@
+# `make run` and `make test` are all that a reader needs; each makes the environment it wants.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint figures notebooks lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(INSTALLED)  ## make the environment in .venv
+
+$(INSTALLED): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[test]"
+	@touch $@
+
+run: setup  ## execute all notebooks into runs/, regenerate figures/, results/ and the README's table
+	$(BIN)/python -m dlcf.run
+
+test: setup lint  ## unit and contract tests, then the notebooks against their committed outputs
+	@if $(BIN)/python -c "$(HAS_PAPER_DATA)"; then \
+		$(BIN)/python -m pytest tests && \
+		DLCF_CHECK_RESULTS=1 $(BIN)/python -m pytest --nbval notebooks \
+			--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 1800; \
+	else \
+		echo "The committed outputs are of ml-latest-small: executing the notebooks, not comparing."; \
+		$(BIN)/python -m pytest tests && $(BIN)/python -m dlcf.run; \
+	fi
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+figures: run  ## the same as run: every figure is written by a notebook
+
+notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
+	$(BIN)/python -m dlcf.run --keep
+
+lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \
+		--no-header --no-annotate --output-file requirements.lock
+
+clean:  ## remove the environment, trained models and runs; data/ stays
+	rm -rf $(VENV) .cache runs .mypy_cache .pytest_cache .ruff_cache *.egg-info

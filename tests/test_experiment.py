@@ -1,0 +1,253 @@
+"""What stands around a notebook: parameters, outputs, cache, runner, report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlcf import experiment, paths, report, run
+from dlcf.compare import Job, run_job, run_jobs
+from dlcf.paths import write_atomically
+
+CELLS = [
+    ("COUNT = 3  # a number\nNAME = 'x'\nRATE = 0.5", ["parameters"]),
+    ("from dlcf import experiment\nrun = experiment.start('toy', globals())", []),
+    ("run.record({'twice': 2 * COUNT})", []),
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one small notebook."""
+    notebook = nbformat.v4.new_notebook()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = kernel
+    for source, tags in CELLS:
+        notebook.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": tags}))
+    for name in ("ROOT", "NOTEBOOKS", "RUNS", "RESULTS", "FIGURES", "CACHE"):
+        folder = tmp_path if name == "ROOT" else tmp_path / name.lower()
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(paths, name, folder)
+    nbformat.write(notebook, tmp_path / "notebooks" / "toy.ipynb")
+    monkeypatch.delenv(experiment.CHECK, raising=False)
+    return tmp_path
+
+
+def started(**injected: Any) -> experiment.Run:
+    namespace: dict[str, Any] = {"COUNT": 3, "NAME": "x", "RATE": 0.5, **injected}
+    lines = [f"{name} = {value!r}" for name, value in injected.items()]
+    namespace["In"] = ["", CELLS[0][0], "\n".join(["# Parameters", *lines])]
+    return experiment.start("toy", namespace)
+
+
+def test_parameters_are_read_from_the_tagged_cell(checkout: Path) -> None:
+    assert experiment.read_parameters("toy") == {"COUNT": 3, "NAME": "x", "RATE": 0.5}
+    with pytest.raises(ValueError, match="no notebook 'nope' in notebooks/; there are toy"):
+        experiment.read_parameters("nope")
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ({"COUNTS": 4}, "toy has no parameter COUNTS; it takes COUNT, NAME, RATE"),
+        ({"count": 4}, "toy has no parameter count"),
+        ({"COUNT": "4"}, "COUNT is '4'; give int, such as 3"),
+        ({"COUNT": True}, "COUNT is True"),
+        ({"NAME": 7}, "NAME is 7; give str"),
+    ],
+)
+def test_an_unknown_or_wrong_parameter_is_an_error(
+    checkout: Path, injected: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        started(**injected)
+
+
+def test_an_int_will_do_for_a_float(checkout: Path) -> None:
+    assert started(RATE=1).parameters["RATE"] == 1
+
+
+def test_other_parameters_write_elsewhere(checkout: Path) -> None:
+    assert started().folder == checkout
+    assert started(COUNT=3).folder == checkout
+    other = started(COUNT=5, NAME="../a b")
+    assert other.folder == checkout / "runs" / "toy-COUNT=5-NAME=.._a_b"
+    other.record({"twice": 10})
+    assert not (checkout / "results" / "toy.json").exists()
+    assert (other.folder / "results" / "toy.json").is_file()
+
+
+def test_results_hold_plain_rounded_numbers(checkout: Path) -> None:
+    numbers = {"a": np.float32(0.5), "b": [np.int64(3), 1 / 3], "c": {"d": "text", 4: None}}
+    started().record(numbers)
+    kept = json.loads((checkout / "results" / "toy.json").read_text())
+    assert kept["numbers"] == {"a": 0.5, "b": [3, 0.333333], "c": {"d": "text", "4": None}}
+    assert kept["parameters"] == {"COUNT": 3, "NAME": "x", "RATE": 0.5}
+
+
+def test_checking_compares_and_writes_nothing(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkout / "results" / "toy.json"
+    started().record({"a": 0.5, "b": [1, "x"]})
+    before = path.read_bytes()
+    monkeypatch.setenv(experiment.CHECK, "1")
+    started().record({"a": 0.5004, "b": [1, "x"]}, tolerance=1e-3)
+    for numbers, message in [
+        ({"a": 0.502, "b": [1, "x"]}, "numbers.a: 0.5 in the file, 0.502"),
+        ({"a": float("nan"), "b": [1, "x"]}, "numbers.a"),
+        ({"a": 0.5, "b": [2, "x"]}, "b.0.: 1 in the file, 2"),
+        ({"a": 0.5, "b": [1, "y"]}, "'x' in the file, 'y'"),
+        ({"a": 0.5, "b": [1]}, "only in the file"),
+        ({"a": 0.5, "b": [1, "x"], "c": 1}, "only in the notebook"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            started().record(numbers, tolerance=1e-3)
+    assert path.read_bytes() == before
+
+
+def test_figures_are_the_same_bytes_each_time(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    for _ in range(2):
+        figure, axis = plt.subplots()
+        axis.plot([1, 2, 3])
+        started().save_figure(figure, "line")
+        written.append([(checkout / "figures" / f"line.{e}").read_bytes() for e in ("pdf", "png")])
+        assert not plt.get_fignums()
+    assert written[0] == written[1]
+    monkeypatch.setenv(experiment.CHECK, "1")
+    started().save_figure(plt.figure(), "other")
+    assert not list((checkout / "figures").glob("other*"))
+
+
+def test_a_fit_is_done_once(
+    checkout: Path, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "factors": 4, "seed": 0}
+    first = experiment.fit_cached("mf", toy_ratings, **settings)
+    cached = list((checkout / "cache" / "models").iterdir())
+    assert len(cached) == 1
+    monkeypatch.setattr(type(first), "fit", None)  # a second fit would fail
+    again = experiment.fit_cached("mf", toy_ratings, **settings)
+    assert np.array_equal(first.predict(toy_ratings), again.predict(toy_ratings))
+    for changed in ({"seed": 1}, {"epochs": 3}):
+        with pytest.raises(TypeError):
+            experiment.fit_cached("mf", toy_ratings, **{**settings, **changed})
+    with pytest.raises(TypeError):
+        experiment.fit_cached("mf", toy_ratings[1:], **settings)
+    monkeypatch.setattr(experiment, "_code_version", lambda: "another")
+    with pytest.raises(TypeError):
+        experiment.fit_cached("mf", toy_ratings, **settings)
+
+
+def test_the_runner_executes_a_notebook(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The kernel is another process: it must find this checkout by itself.
+    monkeypatch.setenv("PYTHONPATH", str(_package_copy(checkout)))
+    assert run.main(["toy", "-p", "COUNT", "5", "--output", str(checkout / "out")]) == 0
+    executed = nbformat.read(checkout / "out" / "toy.ipynb", as_version=4)
+    assert "1 values" in executed.cells[-1].outputs[0]["text"]
+    result = json.loads((checkout / "runs" / "toy-COUNT=5" / "results" / "toy.json").read_text())
+    assert result["numbers"] == {"twice": 10}
+    assert "toy-COUNT=5" in capsys.readouterr().out
+
+
+def _package_copy(checkout: Path) -> Path:
+    """Make `checkout` a checkout whose package is this one."""
+    (checkout / "pyproject.toml").touch()
+    os.symlink(Path(experiment.__file__).parent, checkout / "dlcf")
+    (checkout / "sitecustomize.py").write_text(
+        f"import dlcf.paths as p, pathlib\nroot = pathlib.Path({str(checkout)!r})\n"
+        "p.ROOT, p.NOTEBOOKS, p.RUNS = root, root / 'notebooks', root / 'runs'\n"
+    )
+    return checkout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toy", "-p", "COUNTS", "5"], "no notebook takes COUNTS"),
+        (["toy", "-p", "COUNT", "five"], "COUNT is 'five'"),
+        (["nope"], "no notebook 'nope'"),
+        (["toy", "--keep", "-p", "COUNT", "5"], "leave out -p"),
+    ],
+)
+def test_the_runner_refuses_before_it_runs(
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        run.main(arguments)
+    assert message in capsys.readouterr().err
+    assert not list((checkout / "runs").iterdir())
+
+
+def test_kept_notebooks_lose_what_changes_by_itself(checkout: Path) -> None:
+    notebook = nbformat.read(checkout / "notebooks" / "toy.ipynb", as_version=4)
+    notebook.metadata["widgets"] = {"state": {}}
+    notebook.cells[1].metadata["papermill"] = {"duration": 1.23}
+    notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2020-01-01"}
+    nbformat.write(notebook, checkout / "runs" / "toy.ipynb")
+    run.keep_outputs(checkout / "runs" / "toy.ipynb")
+    text = (checkout / "notebooks" / "toy.ipynb").read_text()
+    for word in ("widgets", "papermill", "iopub", "duration"):
+        assert word not in text
+    assert experiment.read_parameters("toy")["COUNT"] == 3
+
+
+def test_jobs_run_in_processes_give_what_they_give_here(
+    tmp_path: Path, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    toy_ratings.to_csv(folder / "ratings.csv", index=False)
+    movies = toy_movies.assign(
+        title=toy_movies["title"] + " (1999)", genres=toy_movies["genres"].str.join("|")
+    )
+    movies[["movieId", "title", "genres"]].to_csv(folder / "movies.csv", index=False)
+    settings = {"epochs": 2, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)}
+    jobs = [
+        Job("deepcf", str(folder), "random", 0, settings, ("last", "best")),
+        Job("bias", str(folder), "user-temporal", 1),
+    ]
+    found = run_jobs(jobs, workers=2)
+    assert found == [run_job(job) for job in jobs]
+    assert list(found[0]) == ["deepcf (last epoch)", "deepcf (best epoch)"]
+    assert set(found[1]["bias"]) == {"rmse", "mae", "rated", "full"}
+
+
+def test_the_report_replaces_only_its_block(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no block"):
+        report.readme_with_tables("nothing here")
+    text = f"before\n{report._BEGIN}\nold\n{report._END}\nafter\n"
+    made = report.readme_with_tables(text)
+    assert made.startswith("before\n") and made.endswith("after\n") and "old" not in made
+    assert report.readme_with_tables(made) == made
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_atomically(tmp_path / "a" / "b.txt", "old")
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]

@@ -1,0 +1,145 @@
+"""The repository agrees with itself: environment, notebooks, figures, results, README."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from dlcf import paths, report
+from dlcf.experiment import read_parameters
+
+NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
+LONGEST_CELL = 20
+
+
+def pinned(text: str) -> dict[str, str]:
+    """Package -> version of every `name==version` in a text."""
+    pairs = re.findall(r"^[\s\-\"]*([A-Za-z0-9_.\-]+)==([0-9][\w.]*)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+def project_pins() -> dict[str, str]:
+    return pinned((paths.ROOT / "pyproject.toml").read_text())
+
+
+def read(name: str) -> NotebookNode:
+    return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def code(name: str) -> list[NotebookNode]:
+    return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def figures_of(name: str) -> list[str]:
+    source = "\n".join(cell.source for cell in code(name))
+    return re.findall(r'save_figure\(.*?"(\w+)"\s*\)', source, re.DOTALL)
+
+
+def test_environment_and_project_pin_the_same() -> None:
+    pins = project_pins()
+    assert len(pins) >= 12
+    assert pinned((paths.ROOT / "environment.yml").read_text()) == pins
+
+
+def test_the_lock_holds_every_direct_pin() -> None:
+    lines = (paths.ROOT / "requirements.lock").read_text().splitlines()
+    locked = {name for line in lines for name in pinned(line).items()}
+    assert set(project_pins().items()) <= locked
+    assert len(locked) > 100
+
+
+def test_every_dependency_is_pinned() -> None:
+    text = (paths.ROOT / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = [") : text.index("[tool.setuptools")]
+    names = re.findall(r'^    "([A-Za-z][^"]*)",', block, re.MULTILINE)
+    assert names and all("==" in name for name in names)
+
+
+def test_the_readme_holds_the_generated_table() -> None:
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.readme_with_tables(readme) == readme, "run: python -m dlcf.report"
+    assert "| deepcf (last epoch) |" in readme
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in ("README.md", "CONTRIBUTING.md", "figures/README.md"):
+        path = paths.ROOT / document
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_readme_names_every_notebook() -> None:
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert NOTEBOOKS
+    assert set(re.findall(r"notebooks/(\d\d_\w+)\.ipynb\)", readme)) == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+class TestNotebook:
+    def test_it_was_executed_from_top_to_bottom(self, name: str) -> None:
+        nbformat.validate(read(name))
+        counts = [cell.execution_count for cell in code(name)]
+        assert counts == list(range(1, len(counts) + 1))
+        for cell in code(name):
+            for output in cell.outputs:
+                assert output.output_type != "error"
+                assert output.get("name") != "stderr", output["text"]
+
+    def test_nothing_in_it_changes_by_itself(self, name: str) -> None:
+        notebook = read(name)
+        assert set(notebook.metadata) == {"kernelspec", "language_info"}
+        for cell in notebook.cells:
+            assert set(cell.metadata) <= {"tags"}
+        text = (paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert str(paths.ROOT) not in text and str(Path.home()) + "/" not in text
+        assert "application/vnd.jupyter.widget" not in text
+
+    def test_its_parameters_are_few_and_plain(self, name: str) -> None:
+        parameters = read_parameters(name)
+        assert 1 <= len(parameters) <= 8
+        cell = code(name)[0]
+        assert "parameters" in cell.metadata.get("tags", [])
+        assert all("#" in line for line in cell.source.splitlines())
+        for key, value in parameters.items():
+            assert key.isupper() and type(value) in (str, int, float, bool)
+
+    def test_it_explains_before_it_computes(self, name: str) -> None:
+        cells = read(name).cells
+        assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+        prose = sum(cell.cell_type == "markdown" for cell in cells)
+        assert prose >= 0.3 * len(cells)
+        for cell in code(name):
+            assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+            ast.parse(cell.source)
+
+    def test_it_ends_by_recording_its_numbers(self, name: str) -> None:
+        assert code(name)[-1].source.startswith("run.record(")
+        kept = json.loads((paths.RESULTS / f"{name}.json").read_text())
+        assert kept["parameters"] == read_parameters(name)
+        assert kept["numbers"]
+
+    def test_its_figures_are_there(self, name: str) -> None:
+        assert figures_of(name)
+        for figure in figures_of(name):
+            assert (paths.FIGURES / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+            assert (paths.FIGURES / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_figure_has_one_owner_and_a_place_in_the_index() -> None:
+    owners = {figure: name for name in NOTEBOOKS for figure in figures_of(name)}
+    assert len(owners) == sum(len(figures_of(name)) for name in NOTEBOOKS)
+    assert {path.stem for path in paths.FIGURES.glob("*.p*")} == set(owners)
+    index = (paths.FIGURES / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+)\]\(\1\.png\) \| \[(\w+)\]", index, re.MULTILINE)
+    assert dict(rows) == owners
+
+
+def test_every_result_has_its_notebook() -> None:
+    assert {path.stem for path in paths.RESULTS.glob("*.json")} == set(NOTEBOOKS)
