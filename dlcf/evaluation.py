@@ -14,7 +14,7 @@ from dlcf import metrics
 from dlcf.data import check_ratings
 from dlcf.models.base import Recommender, top_k
 
-__all__ = ["PROTOCOLS", "evaluate", "per_user"]
+__all__ = ["PROTOCOLS", "evaluate", "per_user", "per_user_errors"]
 
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
@@ -120,6 +120,21 @@ def per_user(
         },
         index=pd.Index(users, name="userId"),
     )
+
+
+def per_user_errors(model: Recommender, test: pd.DataFrame) -> pd.DataFrame:
+    """Sums of errors for each test user; their totals give RMSE and MAE.
+
+    Returns
+    -------
+    DataFrame
+        Index `userId`, all test users; columns ``squared`` and ``absolute`` (sums over the user's
+        test ratings) and ``ratings`` (their number).
+    """
+    check_ratings(test, source="test")
+    error = model.predict(test) - test["rating"].to_numpy(np.float64)
+    table = pd.DataFrame({"squared": error**2, "absolute": np.abs(error), "ratings": 1.0})
+    return table.groupby(test["userId"].to_numpy()).sum().rename_axis("userId")
 
 
 def _rank_rated(

@@ -161,10 +161,14 @@ def factor_map(points: pd.DataFrame) -> Figure:
     axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
     named = points[points["label"]]
     axis.scatter(named["x"], named["y"], s=14, color=BLUE)
-    # Neighbours in height get their titles above and below in turn, so that they do not overlap.
-    for index, row in enumerate(named.sort_values("y").itertuples()):
-        offset = (3, -8 if index % 2 else 3)
-        axis.annotate(row.title, (row.x, row.y), xytext=offset, textcoords="offset points", size=7)
+    spread, line = np.ptp(points["x"]), 0.035 * np.ptp(points["y"])
+    written: list[tuple[float, float]] = []
+    for row in named.sort_values("y").itertuples():
+        near = [y for x, y in written if abs(x - row.x) < 0.3 * spread]
+        # A title moves up where it would be written over one below it.
+        height = max([row.y, *(y + line for y in near if y + line > row.y)])
+        written.append((row.x, height))
+        axis.text(row.x + 0.008 * spread, height + 0.3 * line, row.title, size=7)
     axis.set(xlabel="first principal direction", ylabel="second principal direction")
     axis.margins(x=0.12)
     return figure
@@ -293,7 +297,7 @@ def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
 
 
 def attention_against(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Mean weight on user preferences by deciles of each property, with 95% intervals.
+    """Mean weight on user preferences by deciles of each property; the band is the middle half.
 
     Parameters
     ----------
@@ -306,11 +310,10 @@ def attention_against(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     for axis, (column, label) in zip(np.atleast_1d(axes), names.items(), strict=True):
         bins = pd.qcut(table[column], 10, duplicates="drop")
         groups = table.groupby(bins, observed=True)
-        weight = groups["user_weight"].agg(["mean", "sem"])
-        axis.errorbar(
-            groups[column].median(), weight["mean"], yerr=1.96 * weight["sem"], fmt="o-",
-            markersize=3, color=BLUE,
-        )  # fmt: skip
+        weight, place = groups["user_weight"], groups[column].median()
+        low, high = weight.quantile(0.25), weight.quantile(0.75)
+        axis.fill_between(place, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axis.plot(place, weight.mean(), "o-", markersize=3, color=BLUE)
         axis.set(xlabel=label)
         if table[column].min() > 0 and table[column].max() > 50 * table[column].min():
             axis.set_xscale("log")

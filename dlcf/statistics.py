@@ -1,0 +1,229 @@
+"""Intervals and tests: is a difference between two models more than luck?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from dlcf.evaluation import per_user, per_user_errors
+from dlcf.models.base import Recommender
+
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "Interval",
+    "compare_models",
+    "compare_tables",
+    "holm",
+    "mean_interval",
+]
+
+# Metric -> (numerator, denominator) columns of a per-user table; the value over a set of users is
+# the sum of the first over that of the second, and for RMSE its root.
+METRICS = {
+    "rmse": ("squared", "ratings"),
+    "mae": ("absolute", "ratings"),
+    "precision": ("precision", None),
+    "recall": ("recall", None),
+    "ndcg": ("ndcg", None),
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval, in the unit of what was averaged."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of a metric between two models, first minus second.
+
+    Attributes
+    ----------
+    metric
+        One of `METRICS`.
+    difference
+        In the metric's unit; negative RMSE differences favour the first model.
+    low, high
+        Confidence interval, by resampling users.
+    p_value
+        Two-sided, of the hypothesis that the labels of the two models can be swapped for any user.
+    users
+        Users compared.
+    """
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    users: int
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Mean over seeds with Student's t interval, ``mean ± t_{n-1} s / sqrt(n)``.
+
+    It says how far the mean would move with other seeds of split and model on *these* ratings; the
+    seeds' test sets overlap, so it is not an interval for other users.
+
+    Parameters
+    ----------
+    values
+        One number a seed, ``(n,)``, n >= 2.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values in one row, not {values.shape}")
+    mean = float(values.mean())
+    half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values)
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def compare_models(
+    first: Recommender,
+    second: Recommender,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    metric: str = "ndcg",
+    protocol: str = "full",
+    k: int = 10,
+    threshold: float = 4.0,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two fitted models on the same test users.
+
+    Parameters
+    ----------
+    first, second
+        Fitted on the same `train`.
+    train, test, protocol, k, threshold
+        As for :func:`dlcf.evaluate`.
+    metric
+        ``"rmse"``, ``"mae"`` (over all test users), ``"precision"``, ``"recall"``, ``"ndcg"`` (over
+        those with a relevant test movie).
+    seed
+        Draws the resamples.
+
+    Returns
+    -------
+    Comparison
+        See there; with several pairs of models, correct the p-values with :func:`holm`.
+    """
+    if metric in ("rmse", "mae"):
+        tables = [per_user_errors(model, test) for model in (first, second)]
+    else:
+        tables = [per_user(m, train, test, protocol, k, threshold) for m in (first, second)]
+    return compare_tables([tables[0]], [tables[1]], metric, seed=seed)
+
+
+def compare_tables(
+    first: Sequence[pd.DataFrame],
+    second: Sequence[pd.DataFrame],
+    metric: str,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Comparison:
+    """The comparison behind :func:`compare_models`, for tables of one or several seeds.
+
+    A user's values are first added over the seeds, so that the user, not the user in one split,
+    is what is resampled: two splits of one user's ratings are not independent. The interval is the
+    percentile bootstrap over users (Efron and Tibshirani, 1993, chapter 13); the test swaps the
+    two models' values at random within users (a paired permutation test).
+
+    Parameters
+    ----------
+    first, second
+        Tables of :func:`dlcf.evaluation.per_user` or `per_user_errors`, one a seed, in the same
+        order of seeds.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    a, weight = _sums(first, metric)
+    b, other_weight = _sums(second, metric)
+    if not weight.index.equals(other_weight.index) or not np.allclose(weight, other_weight):
+        raise ValueError("the two models were not measured on the same users; compare like tables")
+    n = weight.to_numpy(np.float64)
+
+    def difference(a: NDArray, b: NDArray, n: NDArray, axis: int = -1) -> NDArray:
+        total = n.sum(axis=axis)
+        first_value, second_value = a.sum(axis=axis) / total, b.sum(axis=axis) / total
+        if metric == "rmse":
+            first_value, second_value = np.sqrt(first_value), np.sqrt(second_value)
+        return first_value - second_value
+
+    pair = a.to_numpy(np.float64), b.to_numpy(np.float64)
+    observed = float(difference(*pair, n))
+    if np.array_equal(*pair):
+        return Comparison(metric, 0.0, 0.0, 0.0, 1.0, len(n))
+    options = {"vectorized": True, "n_resamples": resamples, "batch": 500}
+    interval = stats.bootstrap(
+        (*pair, n),
+        difference,
+        paired=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        **options,
+    ).confidence_interval
+    p_value = stats.permutation_test(
+        pair,
+        lambda x, y, axis=-1: difference(x, y, np.broadcast_to(n, x.shape), axis=axis),
+        permutation_type="samples",
+        rng=np.random.default_rng(seed + 1),
+        **options,
+    ).pvalue
+    return Comparison(
+        metric, observed, float(interval.low), float(interval.high), float(p_value), len(n)
+    )
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values corrected for their number by Holm's step-down method (Holm, 1979).
+
+    Rejecting those below 0.05 errs in any of the comparisons with probability 0.05 at most.
+
+    Parameters
+    ----------
+    p_values
+        ``(n,)`` in [0, 1].
+
+    Returns
+    -------
+    ndarray
+        ``(n,)`` in [0, 1], in the same order.
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def _sums(tables: Sequence[pd.DataFrame], metric: str) -> tuple[pd.Series, pd.Series]:
+    """By user, the metric's numerator and its weight, added over the seeds."""
+    numerator, denominator = METRICS[metric]
+    rows = pd.concat(tables)
+    weight = pd.Series(1.0, index=rows.index) if denominator is None else rows[denominator]
+    return rows[numerator].groupby(level=0).sum(), weight.groupby(level=0).sum()
