@@ -48,7 +48,7 @@ __all__ = [
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 HALF_STARS = (0.5, 5.0)
 WHOLE_STARS = (1.0, 5.0)
-DTYPES = {"userId": "int64", "movieId": "int64", "rating": "float32", "timestamp": "int64"}
+DTYPES: dict[Any, Any] = {"userId": "int64", "movieId": "int64", "rating": "float32", "timestamp": "int64"}
 COLUMNS = list(DTYPES)
 
 CONNECT_SECONDS, STALL_SECONDS = 3, 10
@@ -153,7 +153,7 @@ def load_ratings(
     file = source.first(_RATINGS)
     try:
         with source.open(file) as stream:
-            ratings = pd.read_csv(stream, dtype=DTYPES, **_RATINGS[file])
+            ratings: pd.DataFrame = pd.read_csv(stream, dtype=DTYPES, **_RATINGS[file])
         return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
     except (ValueError, OverflowError):
         return _read_carefully(source, file, scale)

@@ -163,12 +163,12 @@ def factor_map(points: pd.DataFrame) -> Figure:
     axis.scatter(named["x"], named["y"], s=14, color=BLUE)
     spread, line = np.ptp(points["x"]), 0.035 * np.ptp(points["y"])
     written: list[tuple[float, float]] = []
-    for row in named.sort_values("y").itertuples():
-        near = [y for x, y in written if abs(x - row.x) < 0.3 * spread]
+    for x, y, title in named.sort_values("y")[["x", "y", "title"]].itertuples(index=False, name=None):
         # A title moves up where it would be written over one below it.
-        height = max([row.y, *(y + line for y in near if y + line > row.y)])
-        written.append((row.x, height))
-        axis.text(row.x + 0.008 * spread, height + 0.3 * line, row.title, size=7)
+        below = [height for left, height in written if abs(left - x) < 0.3 * spread]
+        height = max([y, *(level + line for level in below)])
+        written.append((x, height))
+        axis.text(x + 0.008 * spread, height + 0.3 * line, title, size=7)
     axis.set(xlabel="first principal direction", ylabel="second principal direction")
     axis.margins(x=0.12)
     return figure
