@@ -48,7 +48,12 @@ __all__ = [
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 HALF_STARS = (0.5, 5.0)
 WHOLE_STARS = (1.0, 5.0)
-DTYPES: dict[Any, Any] = {"userId": "int64", "movieId": "int64", "rating": "float32", "timestamp": "int64"}
+DTYPES: dict[Any, Any] = {
+    "userId": "int64",
+    "movieId": "int64",
+    "rating": "float32",
+    "timestamp": "int64",
+}
 COLUMNS = list(DTYPES)
 
 CONNECT_SECONDS, STALL_SECONDS = 3, 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,15 @@ from dlcf import metrics
 from dlcf.data import check_ratings
 from dlcf.models.base import Recommender, top_k
 
-__all__ = ["PROTOCOLS", "evaluate", "per_user", "per_user_errors"]
+__all__ = [
+    "PROTOCOLS",
+    "RankedLists",
+    "evaluate",
+    "list_metrics",
+    "per_user",
+    "per_user_errors",
+    "rank",
+]
 
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
@@ -97,6 +106,59 @@ def per_user(
         Index `userId`, the test users with at least one relevant movie; columns ``precision``,
         ``recall``, ``ndcg``.
     """
+    return list_metrics(rank(model, train, test, protocol, k, threshold))
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """What each user was shown and what there was to show; one row a user, k places.
+
+    Attributes
+    ----------
+    users
+        ids, ``(n,)``: the test users with at least one relevant test movie.
+    movies
+        ids in list order, ``(n, k)``; -1 in places that are not filled.
+    hits
+        bool ``(n, k)``: the movie is relevant.
+    gains, ideal
+        ``(n, k)``: gain of each place, and of the best list possible.
+    length
+        Filled places, ``(n,)``.
+    n_relevant
+        Relevant test movies, ``(n,)``.
+    """
+
+    users: NDArray[np.int64]
+    movies: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    gains: NDArray[Any]
+    ideal: NDArray[Any]
+    length: NDArray[np.int64]
+    n_relevant: NDArray[np.int64]
+
+    def cut(self, k: int) -> RankedLists:
+        """The first k places: a list of k is the head of a longer one."""
+        return RankedLists(
+            self.users,
+            self.movies[:, :k],
+            self.hits[:, :k],
+            self.gains[:, :k],
+            self.ideal[:, :k],
+            np.minimum(self.length, k),
+            self.n_relevant,
+        )
+
+
+def rank(
+    model: Recommender,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    protocol: str = "full",
+    k: int = 10,
+    threshold: float = 4.0,
+) -> RankedLists:
+    """The lists that :func:`evaluate` measures; arguments as there."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if k < 1:
@@ -110,15 +172,20 @@ def per_user(
         )
     users = np.unique(relevant)
     test = test[test["userId"].isin(users)].sort_values(["userId", "movieId"])
-    rank = _rank_rated if protocol == "rated" else _rank_full
-    lists = rank(model, train, test, users, k, threshold)
+    if protocol == "rated":
+        return _rank_rated(model, test, users, k, threshold)
+    return _rank_full(model, train, test, users, k, threshold)
+
+
+def list_metrics(lists: RankedLists) -> pd.DataFrame:
+    """Precision, recall and NDCG of each list; index `userId`."""
     return pd.DataFrame(
         {
-            "precision": metrics.precision(lists["hits"], lists["length"]),
-            "recall": metrics.recall(lists["hits"], lists["n_relevant"]),
-            "ndcg": metrics.ndcg(lists["gains"], lists["ideal"]),
+            "precision": metrics.precision(lists.hits, lists.length),
+            "recall": metrics.recall(lists.hits, lists.n_relevant),
+            "ndcg": metrics.ndcg(lists.gains, lists.ideal),
         },
-        index=pd.Index(users, name="userId"),
+        index=pd.Index(lists.users, name="userId"),
     )
 
 
@@ -139,23 +206,26 @@ def per_user_errors(model: Recommender, test: pd.DataFrame) -> pd.DataFrame:
 
 def _rank_rated(
     model: Recommender,
-    train: pd.DataFrame,
     test: pd.DataFrame,
     users: NDArray[np.int64],
     k: int,
     threshold: float,
-) -> dict[str, NDArray[Any]]:
+) -> RankedLists:
     row = np.searchsorted(users, test["userId"].to_numpy())
     rating = test["rating"].to_numpy(np.float64)
     tie_break = np.random.default_rng(_TIE_SEED).permutation(len(test))
     by_prediction = np.lexsort((tie_break, -model.predict(test), row))
-    return {
-        "hits": _first_places(rating >= threshold, by_prediction, row, len(users), k),
-        "gains": _first_places(rating, by_prediction, row, len(users), k),
-        "ideal": _first_places(rating, np.lexsort((-rating, row)), row, len(users), k),
-        "length": np.minimum(np.bincount(row), k),
-        "n_relevant": np.bincount(row, rating >= threshold).astype(int),
-    }
+    by_rating = np.lexsort((-rating, row))
+    shape = len(users), k
+    return RankedLists(
+        users,
+        _first_places(test["movieId"].to_numpy(), by_prediction, row, shape, empty=-1),
+        _first_places(rating >= threshold, by_prediction, row, shape),
+        _first_places(rating, by_prediction, row, shape),
+        _first_places(rating, by_rating, row, shape),
+        np.minimum(np.bincount(row), k),
+        _count_relevant(test, users, threshold),
+    )
 
 
 def _rank_full(
@@ -165,13 +235,13 @@ def _rank_full(
     users: NDArray[np.int64],
     k: int,
     threshold: float,
-) -> dict[str, NDArray[Any]]:
+) -> RankedLists:
     catalogue = model.movie_ids
     tie_break = np.random.default_rng(_TIE_SEED).permutation(len(catalogue))
     seen = _known_cells(train, users, catalogue)
     wanted = _known_cells(test[test["rating"] >= threshold], users, catalogue)
+    movies = np.full((len(users), k), -1)
     hits = np.zeros((len(users), k), dtype=bool)
-    length = np.empty(len(users), dtype=int)
     starts = range(0, len(users), _USERS_AT_ONCE)
     for start in tqdm(starts, desc="ranking", disable=None, leave=False):
         rows = slice(start, start + _USERS_AT_ONCE)
@@ -179,32 +249,36 @@ def _rank_full(
         scores[seen[rows].toarray()] = -np.inf
         best = tie_break[top_k(scores[:, tie_break], k)]
         filled = np.take_along_axis(scores, best, axis=1) > -np.inf
-        hits[rows, : best.shape[1]] = (
-            np.take_along_axis(wanted[rows].toarray(), best, axis=1) & filled
-        )
-        length[rows] = np.maximum(filled.sum(axis=1), 1)
-    n_relevant = np.bincount(
-        np.searchsorted(users, test["userId"].to_numpy()), test["rating"] >= threshold
-    ).astype(int)
+        places = slice(0, best.shape[1])
+        movies[rows, places] = np.where(filled, catalogue[best], -1)
+        found = np.take_along_axis(wanted[rows].toarray(), best, axis=1)
+        hits[rows, places] = found & filled
+    n_relevant = _count_relevant(test, users, threshold)
     ideal = np.arange(k) < n_relevant[:, None]
-    return {
-        "hits": hits,
-        "gains": hits,
-        "ideal": ideal,
-        "length": length,
-        "n_relevant": n_relevant,
-    }
+    length = np.maximum((movies >= 0).sum(axis=1), 1)
+    return RankedLists(users, movies, hits, hits, ideal, length, n_relevant)
+
+
+def _count_relevant(
+    test: pd.DataFrame, users: NDArray[np.int64], threshold: float
+) -> NDArray[np.int64]:
+    row = np.searchsorted(users, test["userId"].to_numpy())
+    return np.bincount(row, test["rating"] >= threshold).astype(np.int64)
 
 
 def _first_places(
-    values: NDArray[Any], order: NDArray[Any], row: NDArray[Any], n_rows: int, k: int
+    values: NDArray[Any],
+    order: NDArray[Any],
+    row: NDArray[Any],
+    shape: tuple[int, int],
+    empty: int = 0,
 ) -> NDArray[Any]:
-    """The first k values of each row in `order`, which sorts by row first; zeros behind."""
+    """The first values of each row in `order`, which sorts by row first; `empty` behind them."""
     row_in_order = row[order]
-    first = np.searchsorted(row_in_order, np.arange(n_rows))
+    first = np.searchsorted(row_in_order, np.arange(shape[0]))
     place = np.arange(len(order)) - first[row_in_order]
-    inside = place < k
-    table = np.zeros((n_rows, k), dtype=values.dtype)
+    inside = place < shape[1]
+    table = np.full(shape, empty, dtype=values.dtype)
     table[row_in_order[inside], place[inside]] = values[order][inside]
     return table
 

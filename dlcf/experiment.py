@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -200,7 +201,7 @@ def fit_cached(
         "train": fingerprint(train),
         "validation": None if validation is None else fingerprint(validation),
         "movies": None if movies is None else _frame_digest(movies),
-        "code": _code_version(),
+        "code": _code_version(type(model)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.is_available(),
@@ -215,13 +216,14 @@ def fit_cached(
 
 
 @lru_cache
-def _code_version() -> str:
-    """Digest of the modules that decide what a fitted model is."""
-    package = Path(__file__).parent
-    modules = ["data.py", "training.py", *(f"models/{p.name}" for p in package.glob("models/*.py"))]
+def _code_version(model: type[Recommender]) -> str:
+    """Digest of the modules that decide what a fitted model is: its classes', and what they use."""
+    modules = {cls.__module__ for cls in model.__mro__ if cls.__module__.startswith("dlcf.")}
     digest = hashlib.sha256()
-    for module in sorted(modules):
-        digest.update(module.encode() + b"\0" + (package / module).read_bytes())
+    for module in sorted(modules | {"dlcf.data", "dlcf.training"}):
+        digest.update(
+            module.encode() + b"\0" + Path(str(sys.modules[module].__file__)).read_bytes()
+        )
     return digest.hexdigest()
 
 

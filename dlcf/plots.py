@@ -163,7 +163,8 @@ def factor_map(points: pd.DataFrame) -> Figure:
     axis.scatter(named["x"], named["y"], s=14, color=BLUE)
     spread, line = np.ptp(points["x"]), 0.035 * np.ptp(points["y"])
     written: list[tuple[float, float]] = []
-    for x, y, title in named.sort_values("y")[["x", "y", "title"]].itertuples(index=False, name=None):
+    named = named.sort_values("y")
+    for x, y, title in named[["x", "y", "title"]].itertuples(index=False, name=None):
         # A title moves up where it would be written over one below it.
         below = [height for left, height in written if abs(left - x) < 0.3 * spread]
         height = max([y, *(level + line for level in below)])
