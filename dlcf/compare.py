@@ -1,32 +1,61 @@
-"""Many models, splits and seeds under one protocol, in parallel processes."""
+"""Many models, splits and seeds under one protocol: ``python -m dlcf.compare``.
+
+Each model is fitted on each split and seed in a process of its own; what is measured is kept in the
+cache, so that a comparison that was cut off goes on where it stopped.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dlcf.data import load_movies, load_ratings
-from dlcf.evaluation import PROTOCOLS, evaluate
-from dlcf.experiment import fit_cached
+from dlcf import paths
+from dlcf.beyond import calibration, error_by, expected_calibration_error, list_quality
+from dlcf.data import fingerprint, load_movies, load_ratings
+from dlcf.evaluation import PROTOCOLS, evaluate, list_metrics, per_user_errors, rank
+from dlcf.experiment import code_version, fit_cached
+from dlcf.models import Recommender, make
 from dlcf.models.network import NetworkRecommender
-from dlcf.splits import split
+from dlcf.splits import describe_split, split
+from dlcf.statistics import compare_tables, holm, mean_interval
 
-__all__ = ["Job", "run_job", "run_jobs"]
+__all__ = ["Job", "compare", "main", "run_job", "run_jobs", "study"]
+
+RESULTS_NAME = "comparison.json"
+SEEDS = (0, 1, 2, 3, 4)
+SPLITS = ("random", "user-temporal")
+CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
+COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
+ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)
+STRENGTH_BINS = tuple(np.linspace(0, 1, 11).round(1))
+LIBRARIES = ("torch", "numpy", "pandas", "scipy", "myfm", "implicit")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model, fitted on one split and measured under every protocol.
+    """One model, fitted on one split and measured under the protocols named.
 
     `weights` names the epochs to report of a network: ``("last",)``, ``("last", "best")``, ...;
-    models without epochs are reported once.
+    models without epochs are reported once. `label` is the model's name in the results.
     """
 
     model: str
@@ -38,31 +67,49 @@ class Job:
     protocols: tuple[str, ...] = PROTOCOLS
     k: int = 10
     threshold: float = 4.0
+    label: str = ""
+
+    def fit(self) -> tuple[Recommender, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The fitted model (from the cache where it is there), train, test and movies."""
+        torch.set_num_threads(1)
+        train, test = split(load_ratings(self.dataset), self.split, seed=self.seed)
+        movies = load_movies(self.dataset)
+        model = fit_cached(self.model, train, movies=movies, seed=self.seed, **self.settings)
+        return model, train, test, movies
+
+    def variants(self, model: Recommender) -> Iterable[tuple[str, Recommender]]:
+        """The model under each name that it is reported by, with the weights of that name."""
+        label = self.label or self.model
+        if not (isinstance(model, NetworkRecommender) and self.weights):
+            yield label, model
+            return
+        for which in self.weights:
+            yield f"{label} ({which} epoch)", model.use_weights(which)
 
 
 def run_job(job: Job) -> dict[str, dict[str, Any]]:
-    """Fit (or load from the cache) and measure.
+    """Fit and measure.
 
     Returns
     -------
     dict
-        The model's name -> ``rmse``, ``mae``, and for each protocol its list-wise metrics of
+        The model's label -> ``rmse``, ``mae``, and for each protocol its list-wise metrics of
         :func:`dlcf.evaluate`. Where `job.weights` names epochs there is an entry for each, named
         ``"deepcf (best epoch)"``.
     """
-    torch.set_num_threads(1)
-    train, test = split(load_ratings(job.dataset), job.split, seed=job.seed)
-    movies = load_movies(job.dataset)
-    model = fit_cached(job.model, train, movies=movies, seed=job.seed, **job.settings)
-    if not (isinstance(model, NetworkRecommender) and job.weights):
-        return {job.model: _measure(model, train, test, job)}
-    return {
-        f"{job.model} ({which} epoch)": _measure(model.use_weights(which), train, test, job)
-        for which in job.weights
-    }
+    model, train, test, _ = job.fit()
+    results: dict[str, dict[str, Any]] = {}
+    for label, variant in job.variants(model):
+        measured: dict[str, Any] = {}
+        for protocol in job.protocols:
+            found = evaluate(variant, train, test, protocol, job.k, job.threshold)
+            measured |= {name: found[name] for name in ("rmse", "mae")}
+            measured[protocol] = {name: value for name, value in found.items() if "@" in name}
+        results[label] = measured
+    return results
 
 
-def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> list[dict[str, dict[str, Any]]]:
+def run_jobs(jobs: Sequence[Job], workers: int | None = None, function: Any = run_job) -> list[Any]:
     """Run jobs in parallel processes of one thread each.
 
     Parameters
@@ -71,24 +118,262 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> list[dict[str, 
         Start in this order, so put the longest first.
     workers
         Processes; one a core by default.
+    function
+        What is done with a job: :func:`run_job` or :func:`study`.
 
     Returns
     -------
     list
-        What :func:`run_job` gives for each job, in the order of `jobs`. The numbers do not depend
-        on `workers`.
+        What `function` gives for each job, in the order of `jobs`. The numbers do not depend on
+        `workers`.
     """
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     # A forked child can hang on a lock that a thread of torch held in its parent.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        results = pool.map(run_job, jobs)
+        results = pool.map(function, jobs)
         return list(tqdm(results, total=len(jobs), desc="fits", disable=None, leave=False))
 
 
-def _measure(model: Any, train: Any, test: Any, job: Job) -> dict[str, Any]:
-    measured: dict[str, Any] = {}
-    for protocol in job.protocols:
-        found = evaluate(model, train, test, protocol, job.k, job.threshold)
-        measured |= {name: found[name] for name in ("rmse", "mae")}
-        measured[protocol] = {name: value for name, value in found.items() if "@" in name}
-    return measured
+def study(job: Job) -> dict[str, dict[str, Any]]:
+    """Fit and measure everything that the comparison shows; done once, then read from the cache.
+
+    Returns
+    -------
+    dict
+        Label -> ``numbers`` (nested names to floats) and the per-user tables ``errors`` and
+        ``lists`` for paired tests.
+    """
+    folder = paths.CACHE / "study" / _digest(job)
+    if not (folder / "numbers.json").is_file():
+        model, train, test, movies = job.fit()
+        numbers = {}
+        for index, (label, variant) in enumerate(job.variants(model)):
+            numbers[label], errors, lists = _measure(variant, train, test, movies, job)
+            for name, table in (("errors", errors), ("lists", lists)):
+                content = table.to_csv(float_format="%.17g")
+                paths.write_atomically(folder / f"{name}-{index}.csv", content)
+        paths.write_atomically(folder / "numbers.json", json.dumps(numbers))
+    numbers = json.loads((folder / "numbers.json").read_text())
+    return {
+        label: {
+            "numbers": values,
+            "errors": pd.read_csv(folder / f"errors-{index}.csv", index_col="userId"),
+            "lists": pd.read_csv(folder / f"lists-{index}.csv", index_col="userId"),
+        }
+        for index, (label, values) in enumerate(numbers.items())
+    }
+
+
+def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
+    """Study all jobs and put them side by side.
+
+    Returns
+    -------
+    dict
+        ``provenance``; and by split, ``models``: label -> numbers, each ``[mean, low, high]`` over
+        the seeds (95%, Student's t), and ``pairs``: the paired tests over users of every pair of
+        models in RMSE and in NDCG@10 of the full protocol, with p-values corrected by Holm's
+        method within each metric.
+    """
+    found = run_jobs(jobs, workers, study)
+    splits: dict[str, Any] = {}
+    for how in dict.fromkeys(job.split for job in jobs):
+        by_label: dict[str, list[dict[str, Any]]] = {}
+        for job, result in zip(jobs, found, strict=True):
+            if job.split == how:
+                for label, measured in result.items():
+                    by_label.setdefault(label, []).append(measured)
+        models = {
+            label: _over_seeds([one["numbers"] for one in measured])
+            for label, measured in by_label.items()
+        }
+        splits[how] = {"models": models, "pairs": _pairs(by_label)}
+    return {"provenance": _provenance(jobs), "splits": splits}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m dlcf.compare", description=__doc__)
+    parser.add_argument("--dataset", default="ml-latest-small")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
+    parser.add_argument("--models", nargs="+", default=list(PLAN), choices=list(PLAN))
+    parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
+    parser.add_argument("--output", type=Path, default=paths.RESULTS / RESULTS_NAME)
+    options = parser.parse_args(arguments)
+    jobs = [
+        Job(dataset=options.dataset, split=how, seed=seed, label=label, **PLAN[label])
+        for label in options.models
+        for how in options.splits
+        for seed in options.seeds
+    ]
+    result = compare(jobs, options.workers)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    # One interval a line, as [mean, low, high]: a third of the lines, and diffs that can be read.
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+    paths.write_atomically(options.output, text + "\n")
+    print(f"{len(jobs)} fits compared: {options.output}")
+    return 0
+
+
+# Label -> what is fitted; the longest first, so that no process is left with it at the end.
+PLAN: dict[str, dict[str, Any]] = {
+    "deepcf": {"model": "deepcf", "weights": ("last", "best")},
+    "fm-side": {"model": "fm-side"},
+    "fm-implicit": {"model": "fm-implicit"},
+    "fm": {"model": "fm"},
+    "svdpp": {"model": "svdpp"},
+    "ease": {"model": "ease"},
+    "mf": {"model": "mf"},
+    "ials": {"model": "ials"},
+    "item-knn": {"model": "item-knn"},
+    "user-knn": {"model": "user-knn"},
+    "rp3beta": {"model": "rp3beta"},
+    "popular": {"model": "popular"},
+    "bias": {"model": "bias"},
+    "global-mean": {"model": "global-mean"},
+}
+
+
+def _measure(
+    model: Recommender, train: pd.DataFrame, test: pd.DataFrame, movies: pd.DataFrame, job: Job
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    errors = per_user_errors(model, test)
+    total = errors.sum()
+    numbers: dict[str, Any] = {
+        "rmse": float(np.sqrt(total["squared"] / total["ratings"])),
+        "mae": float(total["absolute"] / total["ratings"]),
+    }
+    rated = list_metrics(rank(model, train, test, "rated", job.k, job.threshold))
+    shown = rank(model, train, test, "full", max(CURVE), job.threshold)
+    full = list_metrics(shown.cut(job.k))
+    numbers |= {"rated": rated.mean().to_dict(), "full": full.mean().to_dict()}
+    numbers["at k"] = {str(k): list_metrics(shown.cut(k)).mean().to_dict() for k in CURVE}
+    numbers["lists"] = list_quality(shown.cut(job.k).movies, train, movies)
+    numbers |= _where_it_errs(model, train, test, job.threshold)
+    return numbers, errors, full
+
+
+def _where_it_errs(
+    model: Recommender, train: pd.DataFrame, test: pd.DataFrame, threshold: float
+) -> dict[str, Any]:
+    predicted, actual = model.predict(test), test["rating"].to_numpy(np.float64)
+    squared = (predicted - actual) ** 2
+    count = {
+        column: test[column].map(train[column].value_counts()).fillna(0).to_numpy()
+        for column in ("movieId", "userId")
+    }
+    low, high = model.scale
+    strength = (predicted - low) / (high - low)
+    liked = calibration(strength, actual >= threshold, STRENGTH_BINS)
+    stars = calibration(predicted, actual, np.arange(low, high + 0.5, 0.5).tolist())
+    return {
+        "rmse by ratings of the movie": error_by(squared, count["movieId"], COUNT_BINS),
+        "rmse by ratings of the user": error_by(squared, count["userId"], ACTIVITY_BINS),
+        "calibration": {
+            "rating": {f"{row.low:g}": _bin(row) for row in stars.itertuples()},
+            "strength": {f"{row.low:g}": _bin(row) for row in liked.itertuples()},
+            "expected calibration error of strength": expected_calibration_error(liked),
+        },
+    }
+
+
+def _bin(row: Any) -> dict[str, float]:
+    return {
+        "confidence": float(row.confidence),
+        "outcome": float(row.outcome),
+        "cases": float(row.cases),
+    }
+
+
+def _over_seeds(values: Sequence[Any]) -> Any:
+    """Nested names to ``[mean, low, high]``; a name that a seed lacks is averaged over the rest."""
+    if isinstance(values[0], Mapping):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: _over_seeds([v[name] for v in values if name in v]) for name in names}
+    if len(values) < 2:
+        return [round(float(values[0]), 5), None, None]
+    interval = mean_interval(values)
+    return [round(bound, 5) for bound in (interval.mean, interval.low, interval.high)]
+
+
+def _pairs(by_label: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    tests: list[dict[str, Any]] = []
+    for metric, table in (("rmse", "errors"), ("ndcg", "lists")):
+        rows = []
+        for first, second in combinations(by_label, 2):
+            tables = [[one[table] for one in by_label[label]] for label in (first, second)]
+            found = compare_tables(tables[0], tables[1], metric)
+            rows.append({"first": first, "second": second, **found.as_dict()})
+        for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+            row["p_holm"] = float(corrected)
+        tests += rows
+    return [
+        {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in tests
+    ]
+
+
+def _provenance(jobs: Sequence[Job]) -> dict[str, Any]:
+    ratings = {job.dataset: load_ratings(job.dataset) for job in jobs}
+    tests = {}
+    for job in jobs:
+        name = f"{job.dataset}, {job.split}, seed {job.seed}"
+        if name not in tests:
+            report = describe_split(*split(ratings[job.dataset], job.split, seed=job.seed))
+            tests[name] = report.test_sha256
+    first = jobs[0]
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted changes": bool(_git("status", "--porcelain", "--", "dlcf")),
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "seeds": sorted({job.seed for job in jobs}),
+        "test size": 0.2,
+        "k": first.k,
+        "threshold": first.threshold,
+        "data sha256": {name: fingerprint(frame) for name, frame in ratings.items()},
+        "test pairs sha256": tests,
+    }
+
+
+def _digest(job: Job) -> str:
+    """Names a study by the job, the data, and the code of the model and of what measures it."""
+    model = make(job.model, seed=job.seed, **job.settings)
+    description = {
+        "job": asdict(job),
+        "config": model.config,
+        "data": fingerprint(load_ratings(job.dataset)),
+        "code": code_version(type(model)),
+        "measures": code_version("beyond", "compare", "evaluation", "metrics", "splits"),
+        "torch": torch.__version__,
+    }
+    text = json.dumps(description, sort_keys=True, default=str)
+    return f"{job.label or job.model}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(paths.ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

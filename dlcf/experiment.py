@@ -26,6 +26,7 @@ from dlcf.plots import figure_bytes, use_style
 __all__ = [
     "Run",
     "check_parameters",
+    "code_version",
     "fit_cached",
     "output_folder",
     "read_parameters",
@@ -201,7 +202,7 @@ def fit_cached(
         "train": fingerprint(train),
         "validation": None if validation is None else fingerprint(validation),
         "movies": None if movies is None else _frame_digest(movies),
-        "code": _code_version(type(model)),
+        "code": code_version(type(model)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.is_available(),
@@ -216,11 +217,18 @@ def fit_cached(
 
 
 @lru_cache
-def _code_version(model: type[Recommender]) -> str:
-    """Digest of the modules that decide what a fitted model is: its classes', and what they use."""
-    modules = {cls.__module__ for cls in model.__mro__ if cls.__module__.startswith("dlcf.")}
+def code_version(*parts: type[Recommender] | str) -> str:
+    """Digest of source files: a class stands for what decides how it fits, a name for a module."""
+    modules: set[str] = set()
+    for part in parts:
+        if isinstance(part, str):
+            modules.add(f"dlcf.{part}")
+        else:
+            classes = {cls.__module__ for cls in part.__mro__}
+            modules |= {"dlcf.data", "dlcf.training"}
+            modules |= {module for module in classes if module.startswith("dlcf.")}
     digest = hashlib.sha256()
-    for module in sorted(modules | {"dlcf.data", "dlcf.training"}):
+    for module in sorted(modules):
         digest.update(
             module.encode() + b"\0" + Path(str(sys.modules[module].__file__)).read_bytes()
         )

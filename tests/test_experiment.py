@@ -145,7 +145,7 @@ def test_a_fit_is_done_once(
             experiment.fit_cached("mf", toy_ratings, **{**settings, **changed})
     with pytest.raises(TypeError):
         experiment.fit_cached("mf", toy_ratings[1:], **settings)
-    monkeypatch.setattr(experiment, "_code_version", lambda model: "another")
+    monkeypatch.setattr(experiment, "code_version", lambda model: "another")
     with pytest.raises(TypeError):
         experiment.fit_cached("mf", toy_ratings, **settings)
 

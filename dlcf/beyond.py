@@ -1,0 +1,162 @@
+"""Beyond accuracy: what lists hold besides hits, and where and how predictions err."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["calibration", "error_by", "expected_calibration_error", "gini", "list_quality"]
+
+Floats = NDArray[np.float64]
+
+
+def list_quality(
+    lists: NDArray[np.int64], train: pd.DataFrame, movies: pd.DataFrame
+) -> dict[str, float]:
+    """What recommendation lists are like, relevant or not.
+
+    Parameters
+    ----------
+    lists
+        Movie ids, ``(n lists, k)``; -1 in places that are not filled.
+    train
+        Ratings that the model was fitted on: the catalogue, and how known its movies are.
+    movies
+        `movieId` and `genres`.
+
+    Returns
+    -------
+    dict
+        ``coverage``: share of the catalogue that is in some list.
+        ``gini``: inequality of exposure over the catalogue, :func:`gini` of the counts.
+        ``novelty``: mean self-information ``-log2(users who rated the movie / users)`` in bits
+        (Zhou et al., 2010); higher is less known.
+        ``diversity``: mean over pairs in a list of 1 - Jaccard similarity of the genres (intra-list
+        distance; Ziegler et al., 2005); pairs without any genre are left out.
+        ``ratings of a listed movie``: median over places of the movie's training ratings.
+    """
+    counts = train["movieId"].value_counts().sort_index()
+    column = counts.index.get_indexer(pd.Index(lists.ravel())).reshape(lists.shape)
+    shown = column[column >= 0]
+    exposure = np.bincount(shown, minlength=len(counts))
+    known = counts.to_numpy()[shown]
+    return {
+        "coverage": float((exposure > 0).mean()),
+        "gini": gini(exposure),
+        "novelty": float(-np.log2(known / train["userId"].nunique()).mean()),
+        "diversity": _diversity(column, _genre_matrix(counts.index, movies)),
+        "ratings of a listed movie": float(np.median(known)),
+    }
+
+
+def gini(exposure: ArrayLike) -> float:
+    """Gini coefficient of how often each movie is shown: 0 all alike, near 1 one has it all.
+
+    ``sum_i (2 i - n - 1) x_i / (n sum_i x_i)`` with x in ascending order and i from 1.
+
+    Parameters
+    ----------
+    exposure
+        Non-negative ``(n,)``, one a movie of the catalogue, not all zero.
+    """
+    x = np.sort(np.asarray(exposure, dtype=np.float64))
+    if x.ndim != 1 or x.size == 0 or x[0] < 0 or x[-1] <= 0:
+        raise ValueError("exposure must be non-negative counts, one a movie, not all zero")
+    n = len(x)
+    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum()))
+
+
+def calibration(confidence: ArrayLike, outcome: ArrayLike, edges: Sequence[float]) -> pd.DataFrame:
+    """Mean confidence and mean outcome of the cases in each bin: equal where calibrated.
+
+    Parameters
+    ----------
+    confidence
+        What the model says, ``(n,)``: a predicted rating, or a strength.
+    outcome
+        What came of it, ``(n,)``: the rating, or whether the movie was liked.
+    edges
+        Ascending; a case belongs to the bin ``[edge, next)``, the last edge included; cases outside
+        are an error.
+
+    Returns
+    -------
+    DataFrame
+        One row a bin that holds a case: ``low``, ``high``, ``confidence``, ``outcome``, ``error``
+        (standard error of the outcome's mean; NaN for a single case), ``cases``.
+    """
+    confidence, outcome = np.asarray(confidence, np.float64), np.asarray(outcome, np.float64)
+    borders = np.asarray(edges, np.float64)
+    if confidence.shape != outcome.shape or confidence.size == 0:
+        raise ValueError(f"{confidence.shape} confidences but {outcome.shape} outcomes")
+    if confidence.min() < borders[0] or confidence.max() > borders[-1]:
+        raise ValueError(f"confidences lie outside the bins, {borders[0]} to {borders[-1]}")
+    number = np.clip(np.searchsorted(borders, confidence, "right") - 1, 0, len(borders) - 2)
+    cases = pd.DataFrame({"confidence": confidence, "outcome": outcome}).groupby(number)
+    table = cases.mean()
+    table["error"], table["cases"] = cases["outcome"].sem(), cases.size()
+    bounds = pd.DataFrame({"low": borders[:-1], "high": borders[1:]})
+    return bounds.join(table, how="inner").reset_index(drop=True)
+
+
+def expected_calibration_error(table: pd.DataFrame) -> float:
+    """Mean gap ``|confidence - outcome|`` over the cases of :func:`calibration`'s bins.
+
+    Naeini, Cooper and Hauskrecht (2015), eq. 3.
+    """
+    gap = (table["confidence"] - table["outcome"]).abs()
+    return float((gap * table["cases"]).sum() / table["cases"].sum())
+
+
+def error_by(
+    squared: ArrayLike, values: ArrayLike, edges: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """RMSE of the ratings whose property lies in each bin.
+
+    Parameters
+    ----------
+    squared
+        Squared errors, ``(n,)``.
+    values
+        A whole-number property of each, such as the movie's training ratings, ``(n,)``.
+    edges
+        Ascending lower ends of the bins; the last bin is open.
+
+    Returns
+    -------
+    dict
+        Bin, such as ``"3-5"``, to its ``rmse`` and its ``ratings``; empty bins are left out.
+    """
+    squared, values = np.asarray(squared, np.float64), np.asarray(values)
+    found = {}
+    for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
+        inside = (values >= low) & (values < high)
+        if inside.any():
+            last = f"-{high - 1:g}" if high - 1 > low else ""
+            name = f"{low:g}+" if np.isinf(high) else f"{low:g}{last}"
+            found[name] = {
+                "rmse": float(np.sqrt(squared[inside].mean())),
+                "ratings": float(inside.sum()),
+            }
+    return found
+
+
+def _genre_matrix(catalogue: pd.Index, movies: pd.DataFrame) -> Floats:
+    tagged = movies[["movieId", "genres"]].explode("genres").dropna()
+    table = pd.crosstab(tagged["movieId"], tagged["genres"])
+    return table.reindex(catalogue, fill_value=0).to_numpy(np.float64)
+
+
+def _diversity(column: NDArray[Any], genres: Floats) -> float:
+    rows = genres[column] * (column >= 0)[:, :, None]
+    both = np.einsum("nig,njg->nij", rows, rows)
+    size = rows.sum(axis=2)
+    either = size[:, :, None] + size[:, None, :] - both
+    first, second = np.triu_indices(column.shape[1], 1)
+    both, either = both[:, first, second], either[:, first, second]
+    tagged = either > 0
+    return float(1 - (both[tagged] / either[tagged]).mean()) if tagged.any() else float("nan")
