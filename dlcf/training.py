@@ -27,18 +27,29 @@ __all__ = [
     "train_network",
 ]
 
-Batch = tuple[Tensor, Tensor, Tensor]
+# The network's inputs, then the ratings; equally many rows in each.
+Batch = tuple[Tensor, ...]
+SCHEDULES = ("plateau", "one-cycle")
 
 
 class RatingNetwork(nn.Module):
-    """A network that predicts ratings from user and movie indices.
+    """A network that predicts ratings.
 
-    Subclasses implement ``forward(users, movies)``, both int64 ``(n,)``, and return float32
-    ``(n,)`` in rating units.
+    Subclasses implement ``forward(*inputs)``; the first two inputs are user and movie indices,
+    int64 ``(n,)``, and what comes back is float32 ``(n,)`` in rating units.
     """
 
-    def losses(self, users: Tensor, movies: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor]:
+    def optimizer(self, config: TrainingConfig) -> torch.optim.Optimizer:
+        """Adam (Kingma and Ba, 2015) over all parameters by default."""
+        return torch.optim.Adam(self.parameters(), config.learning_rate, fused=True)
+
+    def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """What one batch is trained on and what is reported of it.
+
+        Parameters
+        ----------
+        *batch
+            The inputs of ``forward``, then the ratings.
 
         Returns
         -------
@@ -46,7 +57,8 @@ class RatingNetwork(nn.Module):
             The objective, which may hold regularisation, and the mean squared error alone; the
             same by default.
         """
-        error = nn.functional.mse_loss(self(users, movies), ratings)
+        *inputs, ratings = batch
+        error = nn.functional.mse_loss(self(*inputs), ratings)
         return error, error
 
 
@@ -58,9 +70,12 @@ class TrainingConfig:
     ----------
     epochs, batch_size, learning_rate
         Passes over the data, ratings a step, Adam's step size.
+    schedule
+        ``"plateau"``: ReduceLROnPlateau on validation loss. ``"one-cycle"``: a tenth of the steps
+        up to `learning_rate`, then down to zero (Smith and Topin, 2018); needs no validation data.
     lr_factor, lr_patience
-        ReduceLROnPlateau on validation loss: multiply the learning rate by the factor after more
-        than `lr_patience` epochs without improvement.
+        Of ``"plateau"``: multiply the learning rate by the factor after more than `lr_patience`
+        epochs without improvement.
     early_stopping
         Stop after this many epochs without improvement; None never stops.
     seed
@@ -72,6 +87,7 @@ class TrainingConfig:
     epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 1e-3
+    schedule: str = "plateau"
     lr_factor: float = 0.5
     lr_patience: int = 2
     early_stopping: int | None = None
@@ -82,6 +98,8 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; choose {' or '.join(SCHEDULES)}")
 
 
 @dataclass
@@ -135,8 +153,8 @@ def train_network(
     network
         Already on the device; it leaves with the weights of the last epoch, in evaluation mode.
     train, validation
-        Users, movies (int64) and ratings (float32), each ``(n,)``, on the same device. Without
-        validation rows the learning rate stays as it is and the best epoch is the last.
+        The network's inputs, then the ratings (float32), with `n` rows each, on the same device.
+        Without validation rows a plateau is never seen and the best epoch is the last.
     config
         See :class:`TrainingConfig`.
 
@@ -152,13 +170,11 @@ def train_network(
     ValueError
         There are fewer than two ratings: batch normalisation has no variance to work with.
     """
-    users, movies, ratings = train
+    ratings = train[-1]
     if len(ratings) < 2:
         raise ValueError(f"a network needs at least 2 ratings to train on, not {len(ratings)}")
-    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=config.lr_factor, patience=config.lr_patience
-    )
+    optimizer = network.optimizer(config)
+    plateau, one_cycle = _schedule(optimizer, config, len(ratings))
     history = History()
     best_state: dict[str, Tensor] = {}
     bar = tqdm(range(config.epochs), desc="epochs", disable=None, leave=False)
@@ -167,17 +183,20 @@ def train_network(
         total = torch.zeros((), dtype=torch.float64, device=ratings.device)
         order = torch.randperm(len(ratings), device=ratings.device)
         for rows in _batches(order, config.batch_size):
-            objective, error = network.losses(users[rows], movies[rows], ratings[rows])
+            objective, error = network.losses(*(tensor[rows] for tensor in train))
             optimizer.zero_grad()
             objective.backward()
             optimizer.step()
+            if one_cycle is not None:
+                one_cycle.step()
             total += error.detach() * len(rows)
         history.learning_rate.append(optimizer.param_groups[0]["lr"])
         history.train_loss.append(float(total) / len(ratings))
         network.eval()
-        if validation is not None and len(validation[2]):
+        if validation is not None and len(validation[-1]):
             history.validation_loss.append(mean_squared_error(network, validation))
-            schedule.step(history.validation_loss[-1])
+            if plateau is not None:
+                plateau.step(history.validation_loss[-1])
             bar.set_postfix(validation_loss=f"{history.validation_loss[-1]:.4f}")
         epoch = len(history.train_loss)
         if history.best_epoch == epoch:
@@ -191,19 +210,36 @@ def train_network(
 
 
 @torch.no_grad()
-def predict_in_batches(
-    network: RatingNetwork, users: Tensor, movies: Tensor, batch_size: int = 16384
-) -> Tensor:
-    """The network's output for all pairs; memory is bounded by `batch_size`, not by the pairs."""
-    parts = zip(users.split(batch_size), movies.split(batch_size), strict=True)
+def predict_in_batches(network: RatingNetwork, *inputs: Tensor, batch_size: int = 16384) -> Tensor:
+    """The network's output for all rows; memory is bounded by `batch_size`, not by the rows."""
+    parts = zip(*(tensor.split(batch_size) for tensor in inputs), strict=True)
     return torch.cat([network(*part) for part in parts])
 
 
 def mean_squared_error(network: RatingNetwork, data: Batch) -> float:
     """Over all rows, each counted once: a mean of batch means would overweight a short batch."""
-    users, movies, ratings = data
-    error = predict_in_batches(network, users, movies) - ratings
+    *inputs, ratings = data
+    error = predict_in_batches(network, *inputs) - ratings
     return float(error.double().square().mean())
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, n_rows: int
+) -> tuple[
+    torch.optim.lr_scheduler.ReduceLROnPlateau | None, torch.optim.lr_scheduler.OneCycleLR | None
+]:
+    """The schedule that is stepped after each epoch, and the one after each batch."""
+    if config.schedule == "plateau":
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=config.lr_factor, patience=config.lr_patience
+        )
+        return plateau, None
+    steps = config.epochs * len(_batches(torch.arange(n_rows), config.batch_size))
+    highest = [group["lr"] for group in optimizer.param_groups]
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, highest, total_steps=steps, pct_start=0.1
+    )
+    return None, one_cycle
 
 
 def _batches(order: Tensor, batch_size: int) -> list[Tensor]:

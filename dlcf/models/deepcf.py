@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.models.base import Explanation, Interactions
-from dlcf.models.network import NetworkRecommender
+from dlcf.models.network import NetworkRecommender, rated_movies
 from dlcf.training import RatingNetwork
 
-__all__ = ["AttentionNetwork", "DeepCF"]
+__all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork"]
 
 
 class AttentionNetwork(RatingNetwork):
@@ -118,6 +118,68 @@ class AttentionNetwork(RatingNetwork):
         return folded
 
 
+class RankingAttentionNetwork(AttentionNetwork):
+    """The paper's network with a second output, which is trained to rank.
+
+    Beside the rating, it gives every movie a score for a user, in the manner of SVD++ (Koren, 2008)
+    and of the softmax likelihood of Liang et al. (2018): with ``y_j`` a second vector of movie j,
+    and ``q_i`` the embedding that the rating uses::
+
+        z_ui = c_i + q_i . |N(u)|^-1/2 sum_{j in N(u)} y_j
+
+    N(u) are the movies that the user rated in training. The loss of a batch is its squared error
+    plus ``ranking_weight`` times the cross-entropy of the softmax of ``z_u`` over the catalogue at
+    the rated movies; a movie is left out of N(u) when it is itself the target, and of the rest a
+    random half is hidden.
+    """
+
+    rated_start: Tensor
+    rated_movie: Tensor
+
+    def __init__(
+        self,
+        data: Interactions,
+        scale: tuple[float, float],
+        embedding_size: int,
+        hidden: Sequence[int],
+        dropout: Sequence[float],
+        ranking_weight: float,
+    ) -> None:
+        super().__init__(data.n_users, data.n_movies, scale, embedding_size, hidden, dropout)
+        self.ranking_weight = ranking_weight
+        self.history_embedding = nn.Embedding(data.n_movies, embedding_size)
+        nn.init.xavier_uniform_(self.history_embedding.weight)
+        self.ranking_bias = nn.Parameter(torch.zeros(data.n_movies))
+        rated = data.matrix()
+        self.register_buffer("rated_start", torch.as_tensor(rated.indptr, dtype=torch.int64))
+        self.register_buffer("rated_movie", torch.as_tensor(rated.indices, dtype=torch.int64))
+
+    def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        users, movies, ratings = batch
+        error = nn.functional.mse_loss(self(users, movies), ratings)
+        history = self._history(users, hidden=0.5, targets=movies)
+        logits = torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
+        return error + self.ranking_weight * nn.functional.cross_entropy(logits, movies), error
+
+    @torch.no_grad()
+    def rank_all(self, users: Tensor) -> Tensor:
+        """Ranking scores of every movie, ``(n, n_movies)``."""
+        history = self._history(users)
+        return torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
+
+    def _history(self, users: Tensor, hidden: float = 0.0, targets: Tensor | None = None) -> Tensor:
+        """``|N(u)|^-1/2 sum y_j`` for each user, ``(n, embedding_size)``."""
+        movie, first, count = rated_movies(self.rated_start, self.rated_movie, users)
+        weight = torch.repeat_interleave(count.clamp(min=1).rsqrt(), count)
+        if targets is not None:
+            weight = weight * (movie != torch.repeat_interleave(targets, count))
+        if hidden:
+            weight = nn.functional.dropout(weight, hidden)
+        return nn.functional.embedding_bag(
+            movie, self.history_embedding.weight, first, mode="sum", per_sample_weights=weight
+        )
+
+
 class DeepCF(NetworkRecommender):
     """The paper's deep collaborative filter; its defaults are the paper's.
 
@@ -131,6 +193,10 @@ class DeepCF(NetworkRecommender):
         See :class:`dlcf.training.TrainingConfig`.
     validation_fraction
         Share of train held out for the learning-rate schedule where no validation frame is given.
+    ranking_weight
+        Weight of the ranking loss, 0 or more. Where it is positive the network has a second output
+        (:class:`RankingAttentionNetwork`) and `score_all` and `recommend` rank by it; `predict` and
+        `explain` stay the rating's. The paper has none: it ranks by the rating.
     weights
         Predict with the weights of the ``"last"`` epoch, as the paper's figures suggest, or of the
         ``"best"`` epoch on validation.
@@ -154,10 +220,13 @@ class DeepCF(NetworkRecommender):
         lr_patience: int = 2,
         early_stopping: int | None = None,
         validation_fraction: float = 0.1,
+        ranking_weight: float = 0.0,
         weights: str = "last",
         seed: int = 0,
         device: str = "auto",
     ) -> None:
+        if ranking_weight < 0:
+            raise ValueError(f"ranking_weight is {ranking_weight}; give 0 or more")
         if len(hidden) != len(dropout):
             raise ValueError(
                 f"{len(hidden)} hidden layers but {len(dropout)} dropout rates; give one a layer"
@@ -172,6 +241,7 @@ class DeepCF(NetworkRecommender):
         self.lr_patience = lr_patience
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
+        self.ranking_weight = ranking_weight
         self.weights = weights
         self.seed = seed
         self.device = device
@@ -224,14 +294,13 @@ class DeepCF(NetworkRecommender):
         return np.stack([user_weight, 1.0 - user_weight], axis=1)
 
     def _build(self, data: Interactions) -> RatingNetwork:
-        return AttentionNetwork(
-            data.n_users,
-            data.n_movies,
-            self.scale,
-            self.embedding_size,
-            self.hidden,
-            self.dropout,
-        )
+        shape = self.embedding_size, self.hidden, self.dropout
+        if self.ranking_weight > 0:
+            return RankingAttentionNetwork(data, self.scale, *shape, self.ranking_weight)
+        return AttentionNetwork(data.n_users, data.n_movies, self.scale, *shape)
 
     def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._network.score_all(torch.as_tensor(users, device=self._device())).cpu().numpy()
+        index = torch.as_tensor(users, device=self._device())
+        if isinstance(self._network, RankingAttentionNetwork):
+            return self._network.rank_all(index).cpu().numpy()
+        return self._network.score_all(index).cpu().numpy()

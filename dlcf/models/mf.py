@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
-from dlcf.models.network import NetworkRecommender
+from dlcf.models.network import NetworkRecommender, rated_movies
 from dlcf.training import RatingNetwork
 
 __all__ = ["MatrixFactorization", "SVDPlusPlus"]
@@ -42,8 +42,9 @@ class FactorNetwork(RatingNetwork):
     def forward(self, users: Tensor, movies: Tensor) -> Tensor:
         return self._rate(self.users(users), self.movie_factors(movies), users, movies)
 
-    def losses(self, users: Tensor, movies: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Squared error plus ``lambda (|p_u|^2 + |q_i|^2) + lambda_b (b_u^2 + b_i^2)`` (eq. 5)."""
+        users, movies, ratings = batch
         user, movie = self.users(users), self.movie_factors(movies)
         predicted = self._rate(user, movie, users, movies)
         error = nn.functional.mse_loss(predicted, ratings)
@@ -89,13 +90,8 @@ class ImplicitFactorNetwork(FactorNetwork):
     def _implicit(self, users: Tensor) -> Tensor:
         """``|N(u)|^-1/2 sum_{j in N(u)} y_j``, once for each distinct user of the batch."""
         distinct, position = torch.unique(users, return_inverse=True)
-        count = self.rated_start[distinct + 1] - self.rated_start[distinct]
-        first = torch.cumsum(count, 0) - count
-        offset = torch.arange(int(count.sum()), device=users.device)
-        entry = torch.repeat_interleave(self.rated_start[distinct] - first, count) + offset
-        total = nn.functional.embedding_bag(
-            self.rated_movie[entry], self.implicit_factors.weight, first, mode="sum"
-        )
+        movies, first, count = rated_movies(self.rated_start, self.rated_movie, distinct)
+        total = nn.functional.embedding_bag(movies, self.implicit_factors.weight, first, mode="sum")
         return (total / count.clamp(min=1).sqrt()[:, None])[position]
 
 

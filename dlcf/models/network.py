@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlcf.models.base import Arrays, Interactions, Recommender
 from dlcf.training import (
@@ -22,7 +23,7 @@ from dlcf.training import (
     train_network,
 )
 
-__all__ = ["NetworkRecommender"]
+__all__ = ["NetworkRecommender", "rated_movies"]
 
 WEIGHTS = ("last", "best")
 
@@ -129,6 +130,27 @@ class NetworkRecommender(Recommender):
         with seeded(self.seed, device):
             self._network = self._build(training).to(device).eval()
         self._network.load_state_dict(self._states[self.weights])
+
+
+def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the users rated in training, one user after the other.
+
+    Parameters
+    ----------
+    start, movie
+        The users x movies matrix in CSR form: `indptr` and `indices`.
+    users
+        ``(n,)``.
+
+    Returns
+    -------
+    movies, first, count
+        Movie indices; where each user's begin, ``(n,)``; and how many they are, ``(n,)``.
+    """
+    count = start[users + 1] - start[users]
+    first = torch.cumsum(count, 0) - count
+    offset = torch.arange(int(count.sum()), device=users.device)
+    return movie[torch.repeat_interleave(start[users] - first, count) + offset], first, count
 
 
 def _hold_out(
