@@ -9,9 +9,66 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["calibration", "error_by", "expected_calibration_error", "gini", "list_quality"]
+from dlcf.evaluation import list_metrics, per_user_errors, rank
+from dlcf.models.base import Recommender
+
+__all__ = [
+    "calibration",
+    "error_by",
+    "expected_calibration_error",
+    "gini",
+    "list_quality",
+    "measure",
+]
+
+CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
+COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
+ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)
+STRENGTH_BINS = tuple(np.linspace(0, 1, 11).round(1))
 
 Floats = NDArray[np.float64]
+
+
+def measure(
+    model: Recommender,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    movies: pd.DataFrame,
+    k: int = 10,
+    threshold: float = 4.0,
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Everything that is measured of one fitted model.
+
+    Parameters
+    ----------
+    model, train, test, k, threshold
+        As for :func:`dlcf.evaluate`.
+    movies
+        `movieId` and `genres`.
+
+    Returns
+    -------
+    numbers
+        Nested names to floats: ``rmse``, ``mae``, the list-wise metrics ``rated`` and ``full`` (at
+        k) and ``at k`` (full, by k), ``lists`` (:func:`list_quality`), RMSE by ratings of movie and
+        of user, and ``calibration``.
+    errors, lists
+        Tables of :func:`dlcf.evaluation.per_user_errors` and `per_user` (full), for paired tests.
+    """
+    errors = per_user_errors(model, test)
+    total = errors.sum()
+    numbers: dict[str, Any] = {
+        "rmse": float(np.sqrt(total["squared"] / total["ratings"])),
+        "mae": float(total["absolute"] / total["ratings"]),
+    }
+    rated = list_metrics(rank(model, train, test, "rated", k, threshold))
+    shown = rank(model, train, test, "full", max(CURVE), threshold)
+    full = list_metrics(shown.cut(k))
+    numbers |= {"rated": rated.mean().to_dict(), "full": full.mean().to_dict()}
+    numbers["at k"] = {str(k): list_metrics(shown.cut(k)).mean().to_dict() for k in CURVE}
+    numbers["lists"] = list_quality(shown.cut(k).movies, train, movies)
+    numbers |= _where_it_errs(model, train, test, threshold)
+    return numbers, errors, full
 
 
 def list_quality(
@@ -143,6 +200,38 @@ def error_by(
                 "ratings": float(inside.sum()),
             }
     return found
+
+
+def _where_it_errs(
+    model: Recommender, train: pd.DataFrame, test: pd.DataFrame, threshold: float
+) -> dict[str, Any]:
+    predicted, actual = model.predict(test), test["rating"].to_numpy(np.float64)
+    squared = (predicted - actual) ** 2
+    count = {
+        column: test[column].map(train[column].value_counts()).fillna(0).to_numpy()
+        for column in ("movieId", "userId")
+    }
+    low, high = model.scale
+    strength = (predicted - low) / (high - low)
+    liked = calibration(strength, actual >= threshold, STRENGTH_BINS)
+    stars = calibration(predicted, actual, np.arange(low, high + 0.5, 0.5).tolist())
+    return {
+        "rmse by ratings of the movie": error_by(squared, count["movieId"], COUNT_BINS),
+        "rmse by ratings of the user": error_by(squared, count["userId"], ACTIVITY_BINS),
+        "calibration": {
+            "rating": {f"{row.low:g}": _bin(row) for row in stars.itertuples()},
+            "strength": {f"{row.low:g}": _bin(row) for row in liked.itertuples()},
+            "expected calibration error of strength": expected_calibration_error(liked),
+        },
+    }
+
+
+def _bin(row: Any) -> dict[str, float]:
+    return {
+        "confidence": float(row.confidence),
+        "outcome": float(row.outcome),
+        "cases": float(row.cases),
+    }
 
 
 def _genre_matrix(catalogue: pd.Index, movies: pd.DataFrame) -> Floats:

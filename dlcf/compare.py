@@ -23,15 +23,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from dlcf import paths
-from dlcf.beyond import calibration, error_by, expected_calibration_error, list_quality
+from dlcf.beyond import measure
 from dlcf.data import fingerprint, load_movies, load_ratings
-from dlcf.evaluation import PROTOCOLS, evaluate, list_metrics, per_user_errors, rank
+from dlcf.evaluation import PROTOCOLS, evaluate
 from dlcf.experiment import code_version, fit_cached
 from dlcf.models import Recommender, make
 from dlcf.models.network import NetworkRecommender
@@ -43,10 +42,6 @@ __all__ = ["Job", "compare", "main", "run_job", "run_jobs", "study"]
 RESULTS_NAME = "comparison.json"
 SEEDS = (0, 1, 2, 3, 4)
 SPLITS = ("random", "user-temporal")
-CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
-COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
-ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)
-STRENGTH_BINS = tuple(np.linspace(0, 1, 11).round(1))
 LIBRARIES = ("torch", "numpy", "pandas", "scipy", "myfm", "implicit")
 
 
@@ -148,7 +143,9 @@ def study(job: Job) -> dict[str, dict[str, Any]]:
         model, train, test, movies = job.fit()
         numbers = {}
         for index, (label, variant) in enumerate(job.variants(model)):
-            numbers[label], errors, lists = _measure(variant, train, test, movies, job)
+            numbers[label], errors, lists = measure(
+                variant, train, test, movies, job.k, job.threshold
+            )
             for name, table in (("errors", errors), ("lists", lists)):
                 content = table.to_csv(float_format="%.17g")
                 paths.write_atomically(folder / f"{name}-{index}.csv", content)
@@ -235,57 +232,6 @@ PLAN: dict[str, dict[str, Any]] = {
 }
 
 
-def _measure(
-    model: Recommender, train: pd.DataFrame, test: pd.DataFrame, movies: pd.DataFrame, job: Job
-) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    errors = per_user_errors(model, test)
-    total = errors.sum()
-    numbers: dict[str, Any] = {
-        "rmse": float(np.sqrt(total["squared"] / total["ratings"])),
-        "mae": float(total["absolute"] / total["ratings"]),
-    }
-    rated = list_metrics(rank(model, train, test, "rated", job.k, job.threshold))
-    shown = rank(model, train, test, "full", max(CURVE), job.threshold)
-    full = list_metrics(shown.cut(job.k))
-    numbers |= {"rated": rated.mean().to_dict(), "full": full.mean().to_dict()}
-    numbers["at k"] = {str(k): list_metrics(shown.cut(k)).mean().to_dict() for k in CURVE}
-    numbers["lists"] = list_quality(shown.cut(job.k).movies, train, movies)
-    numbers |= _where_it_errs(model, train, test, job.threshold)
-    return numbers, errors, full
-
-
-def _where_it_errs(
-    model: Recommender, train: pd.DataFrame, test: pd.DataFrame, threshold: float
-) -> dict[str, Any]:
-    predicted, actual = model.predict(test), test["rating"].to_numpy(np.float64)
-    squared = (predicted - actual) ** 2
-    count = {
-        column: test[column].map(train[column].value_counts()).fillna(0).to_numpy()
-        for column in ("movieId", "userId")
-    }
-    low, high = model.scale
-    strength = (predicted - low) / (high - low)
-    liked = calibration(strength, actual >= threshold, STRENGTH_BINS)
-    stars = calibration(predicted, actual, np.arange(low, high + 0.5, 0.5).tolist())
-    return {
-        "rmse by ratings of the movie": error_by(squared, count["movieId"], COUNT_BINS),
-        "rmse by ratings of the user": error_by(squared, count["userId"], ACTIVITY_BINS),
-        "calibration": {
-            "rating": {f"{row.low:g}": _bin(row) for row in stars.itertuples()},
-            "strength": {f"{row.low:g}": _bin(row) for row in liked.itertuples()},
-            "expected calibration error of strength": expected_calibration_error(liked),
-        },
-    }
-
-
-def _bin(row: Any) -> dict[str, float]:
-    return {
-        "confidence": float(row.confidence),
-        "outcome": float(row.outcome),
-        "cases": float(row.cases),
-    }
-
-
 def _over_seeds(values: Sequence[Any]) -> Any:
     """Nested names to ``[mean, low, high]``; a name that a seed lacks is averaged over the rest."""
     if isinstance(values[0], Mapping):
@@ -345,7 +291,7 @@ def _digest(job: Job) -> str:
         "config": model.config,
         "data": fingerprint(load_ratings(job.dataset)),
         "code": code_version(type(model)),
-        "measures": code_version("beyond", "compare", "evaluation", "metrics", "splits"),
+        "measures": code_version("beyond", "evaluation", "metrics", "splits"),
         "torch": torch.__version__,
     }
     text = json.dumps(description, sort_keys=True, default=str)

@@ -6,16 +6,39 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dlcf.models.base import FORMAT, Explanation, Recommender
+from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
 from dlcf.models.deepcf import DeepCF
+from dlcf.models.explanation import Explanation
+from dlcf.models.fm import (
+    FactorizationMachine,
+    ImplicitFactorizationMachine,
+    SideFactorizationMachine,
+)
+from dlcf.models.knn import ItemKNN, UserKNN
 from dlcf.models.mf import MatrixFactorization, SVDPlusPlus
+from dlcf.models.ranking import EASE, ImplicitALS, RP3Beta
 
 __all__ = ["Explanation", "Recommender", "available", "load_model", "make"]
 
 _REGISTRY: dict[str, type[Recommender]] = {
     model.name: model
-    for model in (GlobalMean, Bias, Popular, MatrixFactorization, SVDPlusPlus, DeepCF)
+    for model in (
+        GlobalMean,
+        Bias,
+        Popular,
+        MatrixFactorization,
+        SVDPlusPlus,
+        DeepCF,
+        ItemKNN,
+        UserKNN,
+        FactorizationMachine,
+        ImplicitFactorizationMachine,
+        SideFactorizationMachine,
+        ImplicitALS,
+        EASE,
+        RP3Beta,
+    )
 }
 
 

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from dlcf.data import check_pairs, check_ratings, rating_scale
+from dlcf.models.explanation import Explanation
 
-__all__ = ["Explanation", "Interactions", "Recommender", "top_k"]
+__all__ = ["Interactions", "Recommender", "top_k"]
 
 FORMAT = 1
 Arrays = dict[str, NDArray[Any]]
@@ -68,64 +69,6 @@ class Interactions:
         data = np.ones(len(self), dtype=np.float32) if values is None else values
         shape = (self.n_users, self.n_movies)
         return sparse.csr_matrix((data, (self.users, self.movies)), shape=shape)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why a model recommends a movie to a user, in the terms of the paper.
-
-    Attributes
-    ----------
-    user_id, movie_id
-        MovieLens' ids.
-    strength
-        Recommendation strength in [0, 1]: the sigmoid output of the network.
-    user_weight, movie_weight
-        Attention on user preferences and on movie characteristics; they sum to 1.
-    rating
-        Predicted rating, `strength` on the rating scale.
-    scale
-        Lowest and highest rating.
-    title
-        The movie's title where the model was fitted with one.
-    known_user, known_movie
-        False where training holds no rating of the user or movie, so that nothing was learned.
-    """
-
-    user_id: int
-    movie_id: int
-    strength: float
-    user_weight: float
-    movie_weight: float
-    rating: float
-    scale: tuple[float, float]
-    title: str | None = None
-    known_user: bool = True
-    known_movie: bool = True
-
-    def sentence(self) -> str:
-        """One plain sentence for a person."""
-        movie = f"“{self.title}”" if self.title else f"movie {self.movie_id}"
-        verdict = (
-            f"{movie} is predicted {self.rating:.1f} of {self.scale[1]:g} for user {self.user_id} "
-            f"(recommendation strength {self.strength:.0%})"
-        )
-        if not (self.known_user or self.known_movie):
-            return f"{verdict}: neither has a rating yet, so this is the average of all ratings."
-        if not self.known_user:
-            return f"{verdict}: the user has no rating yet, so only the movie counts."
-        if not self.known_movie:
-            return f"{verdict}: the movie has no rating yet, so only the user counts."
-        if round(self.user_weight, 2) == round(self.movie_weight, 2):
-            return f"{verdict}; the user's preferences and the movie's characteristics count alike."
-        share = max(self.user_weight, self.movie_weight)
-        leader, other = "the user's preferences", "the movie's characteristics"
-        if self.movie_weight > self.user_weight:
-            leader, other = other, leader
-        return f"{verdict}; {leader} carry {share:.0%} of the attention, {other} the rest."
-
-    def __str__(self) -> str:
-        return self.sentence()
 
 
 def top_k(scores: NDArray[Any], k: int) -> NDArray[np.int64]:

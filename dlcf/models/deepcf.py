@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlcf.models.base import Explanation, Interactions
+from dlcf.models.base import Interactions
+from dlcf.models.explanation import Explanation
 from dlcf.models.network import NetworkRecommender, rated_movies
 from dlcf.training import RatingNetwork
 
@@ -125,7 +126,7 @@ class RankingAttentionNetwork(AttentionNetwork):
     and of the softmax likelihood of Liang et al. (2018): with ``y_j`` a second vector of movie j,
     and ``q_i`` the embedding that the rating uses::
 
-        z_ui = c_i + q_i . |N(u)|^-1/2 sum_{j in N(u)} y_j
+        z_ui = 10 (c_i + q_i . |N(u)|^-1/2 sum_{j in N(u)} y_j)
 
     N(u) are the movies that the user rated in training. The loss of a batch is its squared error
     plus ``ranking_weight`` times the cross-entropy of the softmax of ``z_u`` over the catalogue at
@@ -158,14 +159,19 @@ class RankingAttentionNetwork(AttentionNetwork):
         users, movies, ratings = batch
         error = nn.functional.mse_loss(self(users, movies), ratings)
         history = self._history(users, hidden=0.5, targets=movies)
-        logits = torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
+        logits = self._logits(history)
         return error + self.ranking_weight * nn.functional.cross_entropy(logits, movies), error
 
     @torch.no_grad()
     def rank_all(self, users: Tensor) -> Tensor:
         """Ranking scores of every movie, ``(n, n_movies)``."""
-        history = self._history(users)
-        return torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
+        return self._logits(self._history(users))
+
+    def _logits(self, history: Tensor) -> Tensor:
+        # Adam moves each weight by about the learning rate, whatever the gradient: without the
+        # factor the logits would need the epochs in which the rating over-fits.
+        score = torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
+        return 10.0 * score
 
     def _history(self, users: Tensor, hidden: float = 0.0, targets: Tensor | None = None) -> Tensor:
         """``|N(u)|^-1/2 sum y_j`` for each user, ``(n, embedding_size)``."""

@@ -1,0 +1,277 @@
+"""Bayesian factorisation machines on users and movies, implicit feedback, day and genres.
+
+Sampled by `myfm` (Ohtsuki, 2020); predicted here, so that a saved model needs no other library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from dlcf.models.base import Arrays, Interactions, Recommender
+
+__all__ = ["FactorizationMachine", "ImplicitFactorizationMachine", "SideFactorizationMachine"]
+
+_SECONDS_A_DAY = 86_400
+_PAIRS_AT_ONCE = 4096
+Features = list[sparse.csr_matrix]
+
+
+class FactorizationMachine(Recommender):
+    """A factorisation machine of second order (Rendle, 2010, eq. 1) on one-hot user and movie.
+
+    ``r(x) = w_0 + sum_j w_j x_j + sum_{j < l} (v_j . v_l) x_j x_l``, averaged over the samples of
+    a Gibbs sampler whose precisions are sampled as well, one for each kind of feature
+    (Freudenthaler, Schmidt-Thieme and Rendle, 2011), so that nothing is regularised by hand.
+
+    A rating's features are those of its user, of its movie and of its day, ``x = [x_u, x_i, x_t]``.
+    With ``a_s = sum_j v_j x_j`` over one of these parts and ``c_s`` all terms inside that part,
+    ``r(x) = w_0 + c_u + c_i + c_t + a_u . a_i + a_u . a_t + a_i . a_t`` (as in Rendle's lemma 3.1),
+    so that only ``c`` and ``a`` of each user, movie and day are kept and not the features'
+    parameters. The mean over samples is exact for ``c``; samples thin only the products.
+
+    Needs `myfm` to fit: ``pip install "dlcf[baselines]"``.
+
+    Parameters
+    ----------
+    rank
+        Length of the feature vectors v.
+    sweeps
+        Gibbs sweeps over all parameters.
+    burn_in
+        First sweeps that do not count.
+    samples
+        Number of the other sweeps, evenly spaced, that are averaged and stored; all of them where
+        there are fewer.
+    seed
+        Of the sampler.
+    """
+
+    name = "fm"
+
+    _vectors: dict[str, NDArray[np.float32]]
+    _biases: dict[str, NDArray[np.float64]]
+
+    def __init__(
+        self,
+        *,
+        rank: int = 10,
+        sweeps: int = 300,
+        burn_in: int = 20,
+        samples: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.rank = rank
+        self.sweeps = sweeps
+        self.burn_in = burn_in
+        self.samples = samples
+        self.seed = seed
+
+    def _features(
+        self, data: Interactions, movies: pd.DataFrame | None
+    ) -> dict[str, tuple[NDArray[np.int64], Features]]:
+        """Each part's index for every rating, and its features, one matrix for each kind."""
+        return {
+            "user": (data.users, [_one_hot(data.n_users)]),
+            "movie": (data.movies, [_one_hot(data.n_movies)]),
+        }
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        if not 0 <= self.burn_in < self.sweeps or self.samples < 1:
+            raise ValueError(
+                f"sweeps is {self.sweeps}, burn_in is {self.burn_in}, samples is {self.samples}; "
+                "burn_in must be less than sweeps, and samples at least 1"
+            )
+        myfm = _import_myfm()
+        parts = self._features(data, movies)
+        tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
+        n_samples = min(self.samples, self.sweeps - self.burn_in)
+        kept = np.linspace(self.burn_in, self.sweeps - 1, n_samples).astype(int).tolist()
+        self._vectors = {
+            part: np.empty((table.shape[0], n_samples, self.rank), dtype=np.float32)
+            for part, table in tables.items()
+        }
+        self._biases = {part: np.zeros(table.shape[0]) for part, table in tables.items()}
+        self._intercept = 0.0
+
+        def keep(sweep: int, machine: Any, *_: Any) -> tuple[bool, None]:
+            if sweep not in kept:
+                return False, None
+            self._intercept += machine.w0 / n_samples
+            first = 0
+            for part, table in tables.items():
+                rows = slice(first, first + table.shape[1])
+                first = rows.stop
+                weights, factors = machine.w[rows], machine.V[rows]
+                vectors = table @ factors
+                own = np.square(vectors) - table.power(2) @ np.square(factors)
+                self._biases[part] += (table @ weights + own.sum(axis=1) / 2) / n_samples
+                self._vectors[part][:, kept.index(sweep)] = vectors / np.sqrt(n_samples)
+            return False, None
+
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
+            myfm.MyFMGibbsRegressor(self.rank, random_seed=self.seed).fit(
+                None,
+                data.ratings.astype(np.float64),
+                X_rel=[myfm.RelationBlock(parts[p][0], tables[p]) for p in parts],
+                n_iter=self.sweeps,
+                n_kept_samples=1,
+                group_shapes=[kind.shape[1] for _, kinds in parts.values() for kind in kinds],
+                callback=keep,
+            )
+        self._vectors = {part: v.reshape(len(v), -1) for part, v in self._vectors.items()}
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        ratings = self._intercept + self._biases["user"][users] + self._biases["movie"][movies]
+        for first in range(0, len(users), _PAIRS_AT_ONCE):
+            rows = slice(first, first + _PAIRS_AT_ONCE)
+            user, movie = self._vectors["user"][users[rows]], self._vectors["movie"][movies[rows]]
+            ratings[rows] += np.einsum("nr,nr->n", user, movie)
+        return ratings
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        bias = self._intercept + self._biases["user"][users, None] + self._biases["movie"]
+        product = self._vectors["user"][users] @ self._vectors["movie"].T
+        return (bias + product).astype(np.float32)
+
+    def _state(self) -> Arrays:
+        biases = {f"bias.{part}": bias for part, bias in self._biases.items()}
+        vectors = {f"vectors.{part}": table for part, table in self._vectors.items()}
+        return {"intercept": np.array(self._intercept), **biases, **vectors}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self._intercept = float(state["intercept"])
+        named = {tuple(key.split(".")): value for key, value in state.items() if "." in key}
+        self._biases = {key[1]: value for key, value in named.items() if key[0] == "bias"}
+        self._vectors = {key[1]: value for key, value in named.items() if key[0] == "vectors"}
+
+
+class ImplicitFactorizationMachine(FactorizationMachine):
+    """Besides user and movie, who rated what in training, whatever the ratings.
+
+    The user's features also hold ``|N(u)|^-1/2`` for each movie of N(u), those that the user
+    rated, as in SVD++ (Koren, 2008, eq. 15), and the movie's features ``|N(i)|^-1/2`` for each
+    user of N(i), those who rated it.
+
+    Parameters
+    ----------
+    rank, sweeps, burn_in, samples, seed
+        As for :class:`FactorizationMachine`.
+    """
+
+    name = "fm-implicit"
+
+    def _features(
+        self, data: Interactions, movies: pd.DataFrame | None
+    ) -> dict[str, tuple[NDArray[np.int64], Features]]:
+        parts = super()._features(data, movies)
+        rated = data.matrix().astype(np.float64)
+        parts["user"][1].append(_normalized(rated))
+        parts["movie"][1].append(_normalized(rated.T.tocsr()))
+        return parts
+
+
+class SideFactorizationMachine(ImplicitFactorizationMachine):
+    """Besides implicit feedback, the movie's genres and the day of the rating.
+
+    A day (UTC) without a rating in training, a prediction without `timestamp` and the ranking,
+    which knows no day, get no features of the day. Fitted without timestamps or without `movies`,
+    the model leaves the day or the genres out.
+
+    Parameters
+    ----------
+    rank, sweeps, burn_in, samples, seed
+        As for :class:`FactorizationMachine`.
+    """
+
+    name = "fm-side"
+
+    _days: NDArray[np.int64]
+
+    def _features(
+        self, data: Interactions, movies: pd.DataFrame | None
+    ) -> dict[str, tuple[NDArray[np.int64], Features]]:
+        parts = super()._features(data, movies)
+        if movies is not None:
+            parts["movie"][1].append(_multi_hot(movies, self.movie_ids))
+        self._days = np.empty(0, dtype=np.int64)
+        if data.timestamps.any():
+            self._days, day = np.unique(data.timestamps // _SECONDS_A_DAY, return_inverse=True)
+            parts["day"] = day, [_one_hot(len(self._days))]
+        return parts
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        ratings = super()._predict(users, movies, timestamps)
+        if timestamps is None or len(self._days) == 0:
+            return ratings
+        day = np.asarray(timestamps) // _SECONDS_A_DAY
+        position = np.minimum(np.searchsorted(self._days, day), len(self._days) - 1)
+        known = np.flatnonzero(self._days[position] == day)
+        for rows in np.array_split(known, len(known) // _PAIRS_AT_ONCE + 1):
+            pair = self._vectors["user"][users[rows]] + self._vectors["movie"][movies[rows]]
+            vector = self._vectors["day"][position[rows]]
+            ratings[rows] += self._biases["day"][position[rows]]
+            ratings[rows] += np.einsum("nr,nr->n", pair, vector)
+        return ratings
+
+    def _state(self) -> Arrays:
+        return {**super()._state(), "days": self._days}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        super()._restore(state, extra)
+        self._days = state["days"]
+
+
+def _import_myfm() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # It imports pkg_resources, which warns of its own end.
+            warnings.filterwarnings("ignore", message="pkg_resources", category=UserWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            return importlib.import_module("myfm")
+    except ImportError as error:
+        raise ImportError(
+            'factorisation machines are fitted with myfm: pip install "dlcf[baselines]" '
+            f"(importing it failed with: {error})"
+        ) from error
+
+
+def _one_hot(size: int) -> sparse.csr_matrix:
+    return sparse.identity(size, format="csr", dtype=np.float64)
+
+
+def _normalized(rated: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Rows of length 1: every entry of a row with n entries is ``n^-1/2``."""
+    return sparse.csr_matrix(sparse.diags(np.diff(rated.indptr) ** -0.5) @ rated)
+
+
+def _multi_hot(movies: pd.DataFrame, movie_ids: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Genres of the catalogue's movies, ``(n_movies, n_genres)``, columns in order of name."""
+    genres = movies.drop_duplicates("movieId").set_index("movieId")["genres"].reindex(movie_ids)
+    lists = [value if isinstance(value, list) else [] for value in genres]
+    names = sorted({genre for value in lists for genre in value})
+    column = {genre: i for i, genre in enumerate(names)}
+    row = np.repeat(np.arange(len(lists)), [len(value) for value in lists])
+    columns = [column[genre] for value in lists for genre in value]
+    shape = (len(lists), len(names))
+    return sparse.csr_matrix((np.ones(len(row)), (row, columns)), shape=shape)

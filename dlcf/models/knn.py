@@ -1,0 +1,290 @@
+"""Neighbourhood models: from the movies that a user rated, or from the users who rated a movie."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from dlcf.models.base import Arrays, Interactions, Recommender, top_k
+
+__all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest"]
+
+ROWS_AT_ONCE = 128
+
+
+class _Neighborhood(Recommender):
+    """What both models share; a row is a movie or a user, a column one of the other kind.
+
+    The rating of row i in column u is
+
+    ``r_ui = b_ui + sum_{j in S} s_ij (r_uj - b_uj) / (damping + sum_{j in S} s_ij)``
+
+    (Koren, 2010, eq. 3, with damping as in the biases), where b is the baseline estimate of the
+    biases and S the `neighbors` rows j most similar to i of those with a rating in column u,
+    without i itself and without those whose similarity is not positive. Where S is empty the
+    baseline stands.
+    """
+
+    _values: NDArray[np.float64]
+    _seen_rows: sparse.csr_matrix
+    _deviations: sparse.csr_matrix
+    _neighbors: sparse.csr_matrix
+
+    def __init__(
+        self,
+        *,
+        neighbors: int = 40,
+        shrinkage: float = 100.0,
+        damping: float = 0.3,
+        min_support: int = 2,
+        ranking_neighbors: int = 100,
+    ) -> None:
+        self.neighbors = neighbors
+        self.shrinkage = shrinkage
+        self.damping = damping
+        self.min_support = min_support
+        self.ranking_neighbors = ranking_neighbors
+
+    @abstractmethod
+    def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+        """A users x movies matrix with the rows that are neighbours of each other."""
+
+    @abstractmethod
+    def _rows_and_columns(
+        self, users: NDArray[np.int64], movies: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The pairs in the order of :meth:`_rows`."""
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        if self.neighbors < 1 or self.ranking_neighbors < 1:
+            raise ValueError(
+                f"neighbors is {self.neighbors}, ranking_neighbors is {self.ranking_neighbors}; "
+                "each must be at least 1"
+            )
+        baseline = self._mean + self._user_bias[data.users] + self._movie_bias[data.movies]
+        self._set_deviations(data.ratings - baseline)
+        self._neighbors = cosine_neighbors(self._seen_rows, self.ranking_neighbors)
+
+    def _set_deviations(self, values: NDArray[np.float64]) -> None:
+        """Take ``r_ui - b_ui`` of the training ratings, in (user, movie) order."""
+        self._values, seen = values, self._seen
+        deviations = sparse.csr_matrix((values, seen.indices, seen.indptr), shape=seen.shape)
+        self._deviations, self._seen_rows = self._rows(deviations), self._rows(seen)
+
+    def _similarities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Shrunk Pearson-baseline correlation of some rows with all, ``(len(rows), n_rows)``.
+
+        ``s_ij = (n_ij - 1) / (n_ij - 1 + shrinkage) rho_ij``, where n_ij columns are common to both
+        rows and rho_ij is the correlation of their deviations from the baseline over these columns
+        (Koren, 2010, eq. 2; n - 1 for n as in Koren and Bell, 2011). Zero where n_ij is below
+        `min_support`, and of a row with itself.
+        """
+        deviations, seen = self._deviations, self._seen_rows
+        squares = deviations.power(2)
+        common = (seen[rows] @ seen.T).toarray()
+        product = (deviations[rows] @ deviations.T).toarray()
+        size = (squares[rows] @ seen.T).toarray() * (seen[rows] @ squares.T).toarray()
+        usable = (common >= max(self.min_support, 2)) & (size > 0)
+        usable[np.arange(len(rows)), rows] = False
+        similarity = np.zeros_like(product)
+        common = common[usable] - 1.0
+        weight = common / (common + self.shrinkage)
+        similarity[usable] = weight * product[usable] / np.sqrt(size[usable])
+        return similarity
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        rows, columns = self._rows_and_columns(users, movies)
+        ratings = self._mean + self._user_bias[users] + self._movie_bias[movies]
+        rated = self._deviations.T.tocsr()
+        targets, target_of = np.unique(rows, return_inverse=True)
+        by_target = np.argsort(target_of, kind="stable")
+        for first in range(0, len(targets), ROWS_AT_ONCE):
+            similarity = self._similarities(targets[first : first + ROWS_AT_ONCE])
+            bounds = np.searchsorted(target_of[by_target], [first, first + ROWS_AT_ONCE])
+            pairs = by_target[slice(*bounds)]
+            ratings[pairs] += self._deviation(
+                similarity, target_of[pairs] - first, rated, columns[pairs]
+            )
+        return ratings
+
+    def _deviation(
+        self,
+        similarity: NDArray[np.float64],
+        target: NDArray[np.int64],
+        rated: sparse.csr_matrix,
+        columns: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """The neighbours' mean deviation for pairs of a row of `similarity` and a column."""
+        count = np.diff(rated.indptr)[columns]
+        pair = np.repeat(np.arange(len(columns)), count)
+        offset = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
+        entry = rated.indptr[columns][pair] + offset
+        weight = similarity[target[pair], rated.indices[entry]]
+        positive = weight > 0
+        pair, entry, weight = pair[positive], entry[positive], weight[positive]
+        order = np.lexsort((-weight, pair))
+        pair = pair[order]  # stays sorted, so that a place within its pair is a difference
+        nearest = np.arange(len(pair)) - np.searchsorted(pair, pair) < self.neighbors
+        pair, order = pair[nearest], order[nearest]
+        weight = weight[order]
+        total = np.bincount(pair, weight, minlength=len(columns)) + self.damping
+        value = np.bincount(pair, weight * rated.data[entry[order]], minlength=len(columns))
+        return np.divide(value, total, out=np.zeros(len(columns)), where=total > 0)
+
+    def _state(self) -> Arrays:
+        nearest = self._neighbors
+        return {
+            "deviations": self._values,
+            "similarity": nearest.data,
+            "nearest": nearest.indices,
+            "nearest_start": nearest.indptr,
+        }
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self._set_deviations(state["deviations"])
+        n_rows = self._seen_rows.shape[0]
+        nearest = state["similarity"], state["nearest"], state["nearest_start"]
+        self._neighbors = sparse.csr_matrix(nearest, shape=(n_rows, n_rows))
+
+
+class ItemKNN(_Neighborhood):
+    """Movies like those that the user rated (Sarwar et al., 2001; Koren, 2010).
+
+    The rating adds to the baseline what the user thought of the `neighbors` most similar movies
+    among those the user rated. The ranking is by ``sum_{j in N(u)} cos(j, i)`` over the user's
+    movies N(u), of which only the `ranking_neighbors` nearest i of each j count; the cosine is
+    that of the binary columns of the rating matrix.
+
+    Parameters
+    ----------
+    neighbors
+        Most neighbours that a predicted rating takes into account.
+    shrinkage
+        Common ratings' worth of evidence for a similarity of zero.
+    damping
+        Similarity's worth of evidence for a rating at the baseline.
+    min_support
+        Common ratings below which two movies are not similar; one is never enough.
+    ranking_neighbors
+        Neighbours of each movie in the ranking.
+    """
+
+    name = "item-knn"
+
+    def __init__(
+        self,
+        *,
+        neighbors: int = 40,
+        shrinkage: float = 100.0,
+        damping: float = 0.3,
+        min_support: int = 2,
+        ranking_neighbors: int = 30,
+    ) -> None:
+        super().__init__(
+            neighbors=neighbors,
+            shrinkage=shrinkage,
+            damping=damping,
+            min_support=min_support,
+            ranking_neighbors=ranking_neighbors,
+        )
+
+    def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+        return matrix.T.tocsr()
+
+    def _rows_and_columns(
+        self, users: NDArray[np.int64], movies: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return movies, users
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (self._seen[users] @ self._neighbors).toarray()
+
+
+class UserKNN(_Neighborhood):
+    """Users like this one (Resnick et al., 1994; Herlocker et al., 1999).
+
+    As :class:`ItemKNN` with users and movies exchanged: the rating adds to the baseline what the
+    `neighbors` most similar users among the movie's raters thought of it. The ranking is by
+    ``sum_v cos(u, v)`` over those of the user's `ranking_neighbors` nearest users v who rated the
+    movie.
+
+    Parameters
+    ----------
+    neighbors, shrinkage, damping, min_support, ranking_neighbors
+        As for :class:`ItemKNN`, of users.
+    """
+
+    name = "user-knn"
+
+    def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+        return matrix
+
+    def _rows_and_columns(
+        self, users: NDArray[np.int64], movies: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return users, movies
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (self._neighbors[users] @ self._seen).toarray()
+
+
+def strongest(blocks: Iterable[NDArray[Any]], k: int) -> sparse.csr_matrix:
+    """The `k` largest positive entries of each row, of a matrix that comes in blocks of rows.
+
+    Returns
+    -------
+    csr_matrix
+        float32, all other entries zero; of equal ones the lower columns are kept.
+    """
+    kept = []
+    for block in blocks:
+        columns = np.sort(top_k(block, k), axis=1)
+        values = np.take_along_axis(block, columns, axis=1).astype(np.float32)
+        first = np.arange(0, columns.size + 1, columns.shape[1])
+        rows = sparse.csr_matrix((values.ravel(), columns.ravel(), first), shape=block.shape)
+        rows.data[rows.data < 0] = 0.0
+        rows.eliminate_zeros()
+        kept.append(rows)
+    return sparse.vstack(kept, "csr")
+
+
+def cosine_neighbors(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
+    """Cosine of every row with its `k` nearest other rows, ``x_i . x_j / (|x_i| |x_j|)``.
+
+    Parameters
+    ----------
+    matrix
+        ``(n, m)``, without empty rows.
+    k
+        At most this many neighbours of each row; rows without a common column are none.
+
+    Returns
+    -------
+    csr_matrix
+        float32 ``(n, n)``, zero on the diagonal.
+    """
+    length = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
+    unit = (sparse.diags(1.0 / length) @ matrix).tocsr()
+    transposed = unit.T.tocsr()
+
+    def blocks() -> Iterable[NDArray[Any]]:
+        for first in range(0, unit.shape[0], ROWS_AT_ONCE):
+            block = (unit[first : first + ROWS_AT_ONCE] @ transposed).toarray()
+            itself = np.arange(len(block))
+            block[itself, first + itself] = 0.0
+            yield block
+
+    return strongest(blocks(), k)
