@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint figures notebooks lock clean
+.PHONY: help setup run test lint figures notebooks compare lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -17,7 +17,7 @@ setup: $(INSTALLED)  ## make the environment in .venv
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[test,baselines]"
 	@touch $@
 
 run: setup  ## execute all notebooks into runs/, regenerate figures/, results/ and the README's table
@@ -42,6 +42,9 @@ figures: run  ## the same as run: every figure is written by a notebook
 
 notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
 	$(BIN)/python -m dlcf.run --keep
+
+compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.json (about an hour)
+	$(BIN)/python -m dlcf.compare
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \

@@ -241,11 +241,12 @@ def _genre_matrix(catalogue: pd.Index, movies: pd.DataFrame) -> Floats:
 
 
 def _diversity(column: NDArray[Any], genres: Floats) -> float:
-    rows = genres[column] * (column >= 0)[:, :, None]
+    filled = column >= 0
+    rows = genres[column] * filled[:, :, None]
     both = np.einsum("nig,njg->nij", rows, rows)
     size = rows.sum(axis=2)
     either = size[:, :, None] + size[:, None, :] - both
     first, second = np.triu_indices(column.shape[1], 1)
     both, either = both[:, first, second], either[:, first, second]
-    tagged = either > 0
+    tagged = (either > 0) & filled[:, first] & filled[:, second]
     return float(1 - (both[tagged] / either[tagged]).mean()) if tagged.any() else float("nan")
