@@ -263,6 +263,147 @@ def paper_comparison(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def forest(tables: Mapping[str, pd.DataFrame], label: str) -> Figure:
+    """Means with intervals, one panel a split, best model on top of each.
+
+    Parameters
+    ----------
+    tables
+        Split -> frame with index model and columns ``mean``, ``low``, ``high``, rows in the order
+        of drawing, top first.
+    label
+        What the numbers are, with the unit.
+    """
+    rows = max(len(table) for table in tables.values())
+    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 0.7 + 0.2 * rows), squeeze=False)
+    for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
+        place = np.arange(len(table))[::-1]
+        error = [table["mean"] - table["low"], table["high"] - table["mean"]]
+        ours = table.index.str.startswith("deepcf")
+        for group, color, marker in ((~ours, BLUE, "o"), (ours, ORANGE, "D")):
+            axis.errorbar(
+                table["mean"][group], place[group], xerr=[e[group] for e in error], fmt=marker,
+                color=color, markersize=4, capsize=2,
+            )  # fmt: skip
+        axis.set_yticks(place, table.index)
+        axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split))
+    return figure
+
+
+def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: str) -> Figure:
+    """Differences between all pairs of models, row minus column; a dot where it is no luck.
+
+    Parameters
+    ----------
+    difference, significant
+        Square, same index and columns, floats and booleans; NaN on the diagonal.
+    label
+        What the differences are of.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 5.6))
+    limit = float(np.nanmax(np.abs(difference.to_numpy())))
+    image = axis.imshow(difference, cmap="PuOr", vmin=-limit, vmax=limit)
+    row, column = np.nonzero(significant.to_numpy())
+    axis.plot(column, row, "o", color="black", markersize=2.5)
+    axis.set_xticks(range(len(difference)), difference.columns, rotation=60, ha="right")
+    axis.set_yticks(range(len(difference)), difference.index)
+    axis.grid(False)
+    figure.colorbar(image, label=label, shrink=0.8)
+    return figure
+
+
+def curves(
+    tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str, log_x: bool = False
+) -> Figure:
+    """Lines with bands, one panel a table.
+
+    Parameters
+    ----------
+    tables
+        Title -> frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
+    x_label, y_label, log_x
+        Of all panels.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 3.0), squeeze=False)
+    markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        for index, (model, line) in enumerate(table.groupby("model", sort=False)):
+            style = {"color": palette[index % len(palette)], "marker": markers[index]}
+            axis.plot(line["x"], line["mean"], label=model, markersize=3.5, linewidth=1, **style)
+            axis.fill_between(
+                line["x"], line["low"], line["high"], color=style["color"], alpha=0.15, linewidth=0
+            )
+        axis.set(xlabel=x_label, title=SPLIT_NAMES.get(title, title))
+        if log_x:
+            axis.set_xscale("log")
+    axes[0, 0].set_ylabel(y_label)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) -> Figure:
+    """What models say against what comes of it; on the diagonal they are right.
+
+    Parameters
+    ----------
+    tables
+        Model -> frame with ``confidence``, ``outcome`` and ``cases``; the area of a point shows
+        its share of the cases.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    for axis, (model, table) in zip(axes[0], tables.items(), strict=True):
+        both = pd.concat([table["confidence"], table["outcome"]])
+        ends = [both.min(), both.max()]
+        axis.plot(ends, ends, color="black", linestyle="--", linewidth=1)
+        axis.plot(table["confidence"], table["outcome"], color=BLUE, linewidth=1)
+        share = table["cases"] / table["cases"].sum()
+        axis.scatter(table["confidence"], table["outcome"], s=4 + 250 * share, color=BLUE)
+        axis.set(xlabel=x_label, title=model)
+    axes[0, 0].set_ylabel(y_label)
+    return figure
+
+
+def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
+    """Precision and recall of every protocol, by threshold, and where the paper stands."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.0))
+    panels = ((left, "recall@10", "precision@10"), (right, "RMSE", "NDCG@10"))
+    for axis, x, y in panels:
+        hue = "threshold" if axis is left else "split"
+        for index, (value, group) in enumerate(table.groupby(hue, sort=False)):
+            axis.scatter(
+                group[x], group[y], s=9, alpha=0.6, marker="os^v"[index],
+                color=(BLUE, ORANGE, GREEN, PURPLE)[index],
+                label=f"{hue} {SPLIT_NAMES.get(str(value), value)}",
+            )  # fmt: skip
+        axis.plot(paper[x], paper[y], "*", color="black", markersize=13, label="paper")
+        axis.set(xlabel=x, ylabel=y)
+        axis.legend(fontsize=6.5)
+    return figure
+
+
+def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """How far each choice alone moves each metric.
+
+    Parameters
+    ----------
+    table
+        Columns ``choice``, ``value`` and one for each of `metrics`, the change.
+    """
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(PAGE, 0.8 + 0.21 * len(table)), sharey=True
+    )
+    names = table["choice"] + ": " + table["value"]
+    for axis, metric in zip(axes, metrics, strict=True):
+        colors = [BLUE if change >= 0 else ORANGE for change in table[metric]]
+        axis.barh(names, table[metric], color=colors)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=metric)
+        axis.tick_params(axis="x", labelsize=6.5)
+    axes[0].invert_yaxis()
+    figure.supxlabel("change against the nearest protocol", fontsize=9)
+    return figure
+
+
 def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
     """A user's list: recommendation strength, and how the attention is divided."""
     figure, (left, right) = plt.subplots(

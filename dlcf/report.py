@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlcf import paths
+from dlcf.compare import load_comparison
 
-__all__ = ["HEADLINE", "headline_table", "readme_with_tables", "update_readme"]
+__all__ = [
+    "HEADLINE",
+    "comparison_table",
+    "headline_table",
+    "readme_with_tables",
+    "update_readme",
+]
 
 HEADLINE = "04_evaluation"
 _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def headline_table(results: Path | None = None) -> str:
-    """Models by rows, splits and protocols by columns, as a Markdown table.
+    """One run of notebook 04: models by rows, splits and protocols by columns, in Markdown.
 
     Parameters
     ----------
@@ -23,20 +31,40 @@ def headline_table(results: Path | None = None) -> str:
         JSON file that notebook 04 wrote; the committed one by default.
     """
     results = results or paths.RESULTS / f"{HEADLINE}.json"
-    numbers = json.loads(results.read_text(encoding="utf-8"))["numbers"]
-    splits = numbers["splits"]
+    content = json.loads(results.read_text(encoding="utf-8"))
+    splits, k = content["numbers"]["splits"], content["parameters"]["K"]
+    ranked = [name for name in splits if name != "global-temporal"]
     header = ["model", *(f"RMSE, {name}" for name in splits)]
-    header += [f"NDCG@10 full, {name}" for name in splits if name != "global-temporal"]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    header += [f"NDCG@{k} full, {name}" for name in ranked]
+    rows = []
     for model in next(iter(splits.values()))["models"]:
-        cells = [splits[name]["models"][model]["rmse"] for name in splits]
-        cells += [
-            splits[name]["models"][model]["full"]["ndcg@10"]
-            for name in splits
-            if name != "global-temporal"
-        ]
-        rows.append([model, *(f"{cell:.3f}" for cell in cells)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        found = {name: splits[name]["models"][model] for name in splits}
+        values = [found[name]["rmse"] for name in splits]
+        values += [found[name]["full"][f"ndcg@{k}"] for name in ranked]
+        rows.append([model, *(f"{value:.3f}" for value in values)])
+    return _markdown(header, rows)
+
+
+def comparison_table(path: Path | None = None) -> str:
+    """The comparison over seeds: means and half widths of their 95% intervals, lowest RMSE first.
+
+    Models that only rank predict ratings as `bias` does; their RMSE is left out.
+
+    Parameters
+    ----------
+    path
+        What `python -m dlcf.compare` wrote; the committed file by default.
+    """
+    splits = load_comparison(path)["splits"]
+    header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
+    first = next(iter(splits.values()))["models"]
+    rows = []
+    for model in sorted(first, key=lambda name: (_only_ranks(name), first[name]["rmse"][0])):
+        errors = [splits[name]["models"][model]["rmse"] for name in splits]
+        ranking = [splits[name]["models"][model]["full"]["ndcg"] for name in splits]
+        shown = ["–"] * len(errors) if _only_ranks(model) else [_interval(e) for e in errors]
+        rows.append([model, *shown, *(_interval(value) for value in ranking)])
+    return _markdown(header, rows)
 
 
 def readme_with_tables(readme: str) -> str:
@@ -44,13 +72,26 @@ def readme_with_tables(readme: str) -> str:
     block = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
     if not block.search(readme):
         raise ValueError(f"README.md has no block between {_BEGIN} and {_END}; put it back")
-    return block.sub(lambda _: f"{_BEGIN}\n{headline_table()}\n{_END}", readme)
+    return block.sub(lambda _: f"{_BEGIN}\n{comparison_table()}\n{_END}", readme)
 
 
 def update_readme() -> None:
     """Rewrite README.md in place."""
     path = paths.ROOT / "README.md"
     paths.write_atomically(path, readme_with_tables(path.read_text(encoding="utf-8")))
+
+
+def _only_ranks(model: str) -> bool:
+    return model in ("popular", "ials", "ease", "rp3beta")
+
+
+def _interval(value: Sequence[float]) -> str:
+    return f"{value[0]:.3f} ± {value[2] - value[0]:.3f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 if __name__ == "__main__":

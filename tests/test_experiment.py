@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 
 from dlcf import experiment, paths, report, run
-from dlcf.compare import Job, run_job, run_jobs
 from dlcf.paths import write_atomically
 
 CELLS = [
@@ -206,27 +205,6 @@ def test_kept_notebooks_lose_what_changes_by_itself(checkout: Path) -> None:
     for word in ("widgets", "papermill", "iopub", "duration"):
         assert word not in text
     assert experiment.read_parameters("toy")["COUNT"] == 3
-
-
-def test_jobs_run_in_processes_give_what_they_give_here(
-    tmp_path: Path, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
-) -> None:
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    toy_ratings.to_csv(folder / "ratings.csv", index=False)
-    movies = toy_movies.assign(
-        title=toy_movies["title"] + " (1999)", genres=toy_movies["genres"].str.join("|")
-    )
-    movies[["movieId", "title", "genres"]].to_csv(folder / "movies.csv", index=False)
-    settings = {"epochs": 2, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)}
-    jobs = [
-        Job("deepcf", str(folder), "random", 0, settings, ("last", "best")),
-        Job("bias", str(folder), "user-temporal", 1),
-    ]
-    found = run_jobs(jobs, workers=2)
-    assert found == [run_job(job) for job in jobs]
-    assert list(found[0]) == ["deepcf (last epoch)", "deepcf (best epoch)"]
-    assert set(found[1]["bias"]) == {"rmse", "mae", "rated", "full"}
 
 
 def test_the_report_replaces_only_its_block(tmp_path: Path) -> None:

@@ -79,6 +79,20 @@ def test_the_learning_rate_falls_when_validation_stalls() -> None:
     assert halvings == [1, 1, 1, 1, 2, 2, 2, 4, 4]
 
 
+def test_one_cycle_goes_up_and_then_down_to_nothing() -> None:
+    """100 steps: the rate after each tenth, read where an epoch begins."""
+    config = TrainingConfig(epochs=10, batch_size=5, learning_rate=0.1, schedule="one-cycle")
+    data = batch([1.0, 2.0] * 25)
+    with seeded(0, CPU):
+        history, _ = train_network(Constant(1.5), data, None, config)
+    rate = history.learning_rate
+    assert max(rate) == pytest.approx(0.1, rel=0.02) and rate.index(max(rate)) <= 1
+    assert rate[1:] == sorted(rate[1:], reverse=True)
+    assert rate[-1] < 1e-4
+    with pytest.raises(ValueError, match="unknown schedule 'cosine'"):
+        TrainingConfig(schedule="cosine")
+
+
 def test_early_stopping_and_the_best_weights() -> None:
     """Training pulls to 5, validation wants 0: the first epoch is the best."""
     network = Constant(0.0)

@@ -129,6 +129,10 @@ class NetworkRecommender(Recommender):
         device = pick_device(self.device)
         with seeded(self.seed, device):
             self._network = self._build(training).to(device).eval()
+        for name, buffer in list(self._network.named_buffers()):
+            saved = self._states[self.weights][name]
+            if saved.shape != buffer.shape:  # what users rated, less what was held out
+                setattr(self._network, name, saved.to(device))
         self._network.load_state_dict(self._states[self.weights])
 
 
