@@ -37,7 +37,17 @@ from dlcf.models.network import NetworkRecommender
 from dlcf.splits import describe_split, split
 from dlcf.statistics import compare_tables, holm, mean_interval
 
-__all__ = ["Job", "compare", "main", "run_job", "run_jobs", "study"]
+__all__ = [
+    "Job",
+    "compare",
+    "interval_table",
+    "load_comparison",
+    "main",
+    "pair_table",
+    "run_job",
+    "run_jobs",
+    "study",
+]
 
 RESULTS_NAME = "comparison.json"
 SEEDS = (0, 1, 2, 3, 4)
@@ -188,6 +198,62 @@ def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
     return {"provenance": _provenance(jobs), "splits": splits}
 
 
+def load_comparison(path: Path | None = None) -> dict[str, Any]:
+    """The committed comparison, or another that :func:`main` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none; the message says how to make it.
+    """
+    path = path or paths.RESULTS / RESULTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; run: make compare")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def interval_table(comparison: Mapping[str, Any], split: str, *names: str) -> pd.DataFrame:
+    """One metric of all models, best first.
+
+    Parameters
+    ----------
+    comparison
+        From :func:`load_comparison`.
+    split
+        One of its splits.
+    *names
+        Path of the metric: ``"rmse"``, or ``"full", "ndcg"``, ...
+
+    Returns
+    -------
+    DataFrame
+        Index model; ``mean``, ``low``, ``high``. RMSE and MAE ascend, everything else descends.
+    """
+    rows = {}
+    for model, value in comparison["splits"][split]["models"].items():
+        for name in names:
+            value = value[name]
+        rows[model] = value
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
+    return table.sort_values("mean", ascending=names[0] in ("rmse", "mae"), kind="stable")
+
+
+def pair_table(comparison: Mapping[str, Any], split: str, metric: str) -> pd.DataFrame:
+    """The paired tests of one metric, each pair in both directions.
+
+    Returns
+    -------
+    DataFrame
+        Index (first, second); ``difference``, ``low``, ``high``, ``p_holm``.
+    """
+    rows = pd.DataFrame(comparison["splits"][split]["pairs"])
+    rows = rows[rows["metric"] == metric]
+    back = rows.rename(columns={"first": "second", "second": "first"})
+    back = back.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
+    both = pd.concat([rows, back]).set_index(["first", "second"])
+    return both[["difference", "low", "high", "p_holm"]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m dlcf.compare", description=__doc__)
@@ -216,6 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # Label -> what is fitted; the longest first, so that no process is left with it at the end.
 PLAN: dict[str, dict[str, Any]] = {
     "deepcf": {"model": "deepcf", "weights": ("last", "best")},
+    "deepcf, ranking output": {
+        "model": "deepcf",
+        "settings": {"ranking_weight": 2.0, "epochs": 4},
+        "weights": ("best",),
+    },
+    "deepcf-plus": {"model": "deepcf-plus"},
     "fm-side": {"model": "fm-side"},
     "fm-implicit": {"model": "fm-implicit"},
     "fm": {"model": "fm"},

@@ -12,7 +12,9 @@ import pytest
 from nbformat import NotebookNode
 
 from dlcf import paths, report
+from dlcf.compare import load_comparison
 from dlcf.experiment import read_parameters
+from dlcf.models import available, make
 
 NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 20
@@ -65,6 +67,8 @@ def test_the_readme_holds_the_generated_table() -> None:
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
     assert report.readme_with_tables(readme) == readme, "run: python -m dlcf.report"
     assert "| deepcf (last epoch) |" in readme
+    for name in available():
+        assert f"| `{name}` |" in readme, f"{name} is missing from the table of models"
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
@@ -142,4 +146,26 @@ def test_every_figure_has_one_owner_and_a_place_in_the_index() -> None:
 
 
 def test_every_result_has_its_notebook() -> None:
-    assert {path.stem for path in paths.RESULTS.glob("*.json")} == set(NOTEBOOKS)
+    others = {"comparison", "tuning"}  # of make compare, and of python -m dlcf.tune
+    assert {path.stem for path in paths.RESULTS.glob("*.json")} == set(NOTEBOOKS) | others
+
+
+def test_the_comparison_is_over_five_seeds_and_all_models() -> None:
+    comparison = load_comparison()
+    assert len(comparison["provenance"]["seeds"]) >= 5
+    assert comparison["provenance"]["uncommitted changes"] is False
+    assert set(comparison["splits"]) == {"random", "user-temporal"}
+    for part in comparison["splits"].values():
+        names = {re.sub(r",.*| \(.*", "", name) for name in part["models"]}
+        assert names == set(available())
+
+
+def test_defaults_are_among_the_trials_of_the_tuning() -> None:
+    record = json.loads((paths.RESULTS / "tuning.json").read_text())
+    for name, entry in record.items():
+        if name == "deepcf":
+            continue  # its defaults are the paper's; the trials are of its ranking output
+        default = make(name).config
+        tried = [{**default, **trial["config"]} for trial in entry["trials"]]
+        assert default in tried, f"{name}: the default was never tried"
+        assert all(trial["validation"] for trial in entry["trials"])

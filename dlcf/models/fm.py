@@ -64,7 +64,7 @@ class FactorizationMachine(Recommender):
         self,
         *,
         rank: int = 10,
-        sweeps: int = 300,
+        sweeps: int = 120,
         burn_in: int = 20,
         samples: int = 100,
         seed: int = 0,
