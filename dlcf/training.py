@@ -235,6 +235,8 @@ def _schedule(
         )
         return plateau, None
     steps = config.epochs * len(_batches(torch.arange(n_rows), config.batch_size))
+    # At exactly ten steps the tenth that leads up would end where it begins: a division by zero.
+    steps = max(steps, 11)
     highest = [group["lr"] for group in optimizer.param_groups]
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, highest, total_steps=steps, pct_start=0.1

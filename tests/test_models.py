@@ -17,7 +17,8 @@ import dlcf
 from dlcf.metrics import rmse
 from dlcf.models import Explanation, Recommender, available, load_model, make
 from dlcf.models.base import fit_biases
-from dlcf.models.deepcf import AttentionNetwork, DeepCF
+from dlcf.models.deepcf import AttentionNetwork, DeepCF, RankingAttentionNetwork
+from dlcf.models.deepcf_plus import DeepCFPlus
 from dlcf.models.network import NetworkRecommender
 
 UNKNOWN_USER, UNKNOWN_MOVIE = 999_999, 888_888
@@ -25,6 +26,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "mf": {"epochs": 3, "factors": 6, "batch_size": 128},
     "svdpp": {"epochs": 3, "factors": 6, "batch_size": 128},
     "deepcf": {"epochs": 2, "embedding_size": 8, "hidden": (12, 6), "dropout": (0.2, 0.1)},
+    "deepcf-plus": {
+        "members": 2,
+        "embedding_size": 4,
+        "history_size": 8,
+        "folds": 2,
+        "cuts": (0.5,),
+        "epochs": 2,
+        "batch_size": 256,
+        "candidates": 10,
+    },
     "item-knn": {"neighbors": 5, "shrinkage": 10.0, "ranking_neighbors": 8},
     "user-knn": {"neighbors": 5, "shrinkage": 10.0, "ranking_neighbors": 8},
     "fm": {"rank": 3, "sweeps": 14, "burn_in": 4, "samples": 4},
@@ -69,6 +80,14 @@ OTHER: dict[str, Any] = {
     "beta": 0.9,
     "positive_threshold": 3.0,
     "rating_weight": 0.2,
+    "members": 3,
+    "history_size": 4,
+    "tower_dropout": 0.6,
+    "folds": 3,
+    "cuts": (0.7,),
+    "weight_decay": 5.0,
+    "rerank": 1.0,
+    "candidates": 3,
 }
 # RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
 BANDS = {
@@ -222,7 +241,7 @@ class TestContract:
 
     def test_explains_or_says_why_not(self, model: Recommender, toy_ratings: pd.DataFrame) -> None:
         user, movie = int(toy_ratings["userId"].iloc[0]), int(toy_ratings["movieId"].iloc[0])
-        if not isinstance(model, DeepCF):
+        if not isinstance(model, (DeepCF, DeepCFPlus)):
             with pytest.raises(NotImplementedError, match=model.name):
                 model.explain(user, movie)
             return
@@ -333,6 +352,52 @@ def test_scoring_the_catalogue_gives_what_predicting_gives(
         pairs = pd.DataFrame({"userId": user, "movieId": model.movie_ids})
         scores = model.score_all([user])[0]
         np.testing.assert_allclose(np.clip(scores, 0.5, 5.0), model.predict(pairs), atol=1e-5)
+
+
+def test_the_ranking_output_follows_the_formula(toy_ratings: pd.DataFrame) -> None:
+    """Scores are 10 (c_i + q_i . |N(u)|^-1/2 sum y_j); the rating stays the rating's."""
+    settings = {"ranking_weight": 0.5, "epochs": 3, "validation_fraction": 0.0}
+    model = small("deepcf", **settings).fit(toy_ratings)
+    assert isinstance(model, DeepCF)
+    network = model._network
+    assert isinstance(network, RankingAttentionNetwork)
+    users = model.user_ids[[7, 2, 7]]
+    rated = torch.as_tensor(model._seen.toarray())[[7, 2, 7]]
+    history = rated @ network.history_embedding.weight / rated.sum(1, keepdim=True).sqrt()
+    expected = 10 * (network.ranking_bias + history @ network.movie_embedding.weight.T)
+    np.testing.assert_allclose(model.score_all(users), expected.detach().numpy(), atol=1e-4)
+    pairs = pd.DataFrame({"userId": users[0], "movieId": model.movie_ids})
+    index = torch.full((len(model.movie_ids),), 7), torch.arange(len(model.movie_ids))
+    rating = AttentionNetwork.forward(network, *index).detach().numpy()
+    np.testing.assert_allclose(model.predict(pairs), rating, atol=1e-5)
+    with pytest.raises(ValueError, match="ranking_weight"):
+        make("deepcf", ranking_weight=-1.0)
+
+
+def test_the_ranking_output_never_sees_its_target(toy_ratings: pd.DataFrame) -> None:
+    settings = {"ranking_weight": 0.5, "epochs": 1, "validation_fraction": 0.0}
+    model = small("deepcf", **settings).fit(toy_ratings)
+    network = model._network  # type: ignore[attr-defined]
+    user = torch.tensor([3])
+    row, target = model._seen[[3]].nonzero()[1], int(model._seen[[3]].nonzero()[1][0])
+    weights = network.history_embedding.weight[torch.as_tensor(row[row != target])]
+    expected = weights.sum(0) / len(row) ** 0.5
+    found = network._history(user, targets=torch.tensor([target]))[0]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("svdpp", {"validation_fraction": 0.3}), ("deepcf", {"ranking_weight": 0.5})],
+)
+def test_what_was_held_out_does_not_hinder_loading(
+    name: str, settings: dict[str, Any], toy_ratings: pd.DataFrame, tmp_path: Path
+) -> None:
+    model = small(name, **settings).fit(toy_ratings)
+    loaded = load_model(model.save(tmp_path / name))
+    assert np.array_equal(loaded.predict(toy_ratings), model.predict(toy_ratings))
+    users = model.user_ids[:9]
+    assert np.array_equal(loaded.score_all(users), model.score_all(users))
 
 
 @pytest.mark.parametrize("name", ["mf", "svdpp", "deepcf"])

@@ -9,6 +9,7 @@ from typing import Any
 from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
 from dlcf.models.deepcf import DeepCF
+from dlcf.models.deepcf_plus import DeepCFPlus
 from dlcf.models.explanation import Explanation
 from dlcf.models.fm import (
     FactorizationMachine,
@@ -30,6 +31,7 @@ _REGISTRY: dict[str, type[Recommender]] = {
         MatrixFactorization,
         SVDPlusPlus,
         DeepCF,
+        DeepCFPlus,
         ItemKNN,
         UserKNN,
         FactorizationMachine,

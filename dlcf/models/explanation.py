@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "HistoryItem"]
+
+
+@dataclass(frozen=True)
+class HistoryItem:
+    """A rating that the user gave in training, and how much attention a prediction paid to it.
+
+    Attributes
+    ----------
+    movie_id, title
+        The movie; its title where the model was fitted with one.
+    rating
+        In stars.
+    weight
+        In [0, 1]; those of one explanation sum to at most 1.
+    """
+
+    movie_id: int
+    title: str | None
+    rating: float
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -16,7 +36,7 @@ class Explanation:
     user_id, movie_id
         MovieLens' ids.
     strength
-        Recommendation strength in [0, 1]: the sigmoid output of the network.
+        Recommendation strength in [0, 1]; the paper's is the sigmoid output of its network.
     user_weight, movie_weight
         Attention on user preferences and on movie characteristics; they sum to 1.
     rating
@@ -27,6 +47,8 @@ class Explanation:
         The movie's title where the model was fitted with one.
     known_user, known_movie
         False where training holds no rating of the user or movie, so that nothing was learned.
+    history
+        The ratings that the model attended to, the highest weight first, where it attends to any.
     """
 
     user_id: int
@@ -39,6 +61,7 @@ class Explanation:
     title: str | None = None
     known_user: bool = True
     known_movie: bool = True
+    history: tuple[HistoryItem, ...] = ()
 
     def sentence(self) -> str:
         """One plain sentence for a person."""
@@ -53,13 +76,22 @@ class Explanation:
             return f"{verdict}: the user has no rating yet, so only the movie counts."
         if not self.known_movie:
             return f"{verdict}: the movie has no rating yet, so only the user counts."
+        reason = self._reason()
         if round(self.user_weight, 2) == round(self.movie_weight, 2):
-            return f"{verdict}; the user's preferences and the movie's characteristics count alike."
+            shares = "the user's preferences and the movie's characteristics count alike"
+            return f"{verdict}; {shares}{reason}."
         share = max(self.user_weight, self.movie_weight)
         leader, other = "the user's preferences", "the movie's characteristics"
         if self.movie_weight > self.user_weight:
             leader, other = other, leader
-        return f"{verdict}; {leader} carry {share:.0%} of the attention, {other} the rest."
+        return f"{verdict}; {leader} carry {share:.0%} of the attention, {other} the rest{reason}."
+
+    def _reason(self) -> str:
+        """The two ratings of the history with the highest weights, as the end of a sentence."""
+        history = self.history[:2]
+        titles = [f"“{item.title}”" if item.title else f"movie {item.movie_id}" for item in history]
+        shown = [f"{i.rating:.1f} for {title}" for i, title in zip(history, titles, strict=True)]
+        return f"; of the user's ratings, {' and '.join(shown)} count most" if shown else ""
 
     def __str__(self) -> str:
         return self.sentence()

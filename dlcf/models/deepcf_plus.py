@@ -1,0 +1,462 @@
+"""A deep filter that reads evidence: what a user's other ratings say of a movie *at this moment*.
+
+The paper's network knows a user and a movie by an embedding each. Here the embeddings are a small
+part; the rating is the movie's damped mean plus a correction that a network reads from evidence:
+
+- the user's other ratings, averaged by attention heads with fixed kernels (near in time, rated by
+  the same people, of the same genres, ...) and by heads whose kernel is learned;
+- the movie's other ratings, weighted by how their authors agree with the user, and its age.
+
+Two attention weights that sum to 1, as in the paper, gate the user's side and the movie's side
+before a tower; an ensemble of such networks is trained at once. Movies are ranked by a closed-form
+item-item model, whose best candidates are re-weighted by the rating predicted for them.
+
+Training imitates the test: the network learns from ratings that were hidden when their evidence was
+computed; :mod:`dlcf.models.evidence` says how, and why nothing less will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dlcf.models.base import Arrays, Interactions, top_k
+from dlcf.models.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
+from dlcf.models.explanation import Explanation, HistoryItem
+from dlcf.training import (
+    Batch,
+    History,
+    RatingNetwork,
+    TrainingConfig,
+    pick_device,
+    predict_in_batches,
+    seeded,
+    train_network,
+)
+
+__all__ = ["DeepCFPlus", "EvidenceNetwork", "item_scores"]
+
+NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Evidence
+HEADS, HIDDEN = 4, (128, 64)
+# Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.
+ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
+
+
+class MemberLinear(nn.Module):
+    """A linear layer for each member of an ensemble: ``(members, n, inputs) -> (..., outputs)``."""
+
+    def __init__(self, members: int, inputs: int, outputs: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(members, inputs, outputs) * gain * inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, inputs, self.weight)
+
+
+class EvidenceNetwork(RatingNetwork):
+    """Corrects the baseline by the evidence; the members share nothing but the batches.
+
+    For the channels ``c_j`` of the history, whose first is the deviation ``d_j``, the features x_u
+    and x_m of the two sides and the embeddings p, q::
+
+        b = softmax over j and a null entry of B silu(A c_j)   learned attention, a head an output
+        o = [sum_j b_j d_j; sum_j b_j]                         what was attended to, and how much
+        h_u = silu(U [x_u; o; p]),  h_m = silu(M [x_m; q])
+        a = softmax(G [h_u; h_m])                              the paper's two weights, sum 1
+        r = baseline + w . silu(T 2 [a_1 h_u; a_2 h_m]) + s . [x_u; x_m; o]
+    """
+
+    centre_user: Tensor
+    scale_user: Tensor
+    centre_movie: Tensor
+    scale_movie: Tensor
+
+    def __init__(
+        self,
+        n_users: int,
+        n_movies: int,
+        n_features: tuple[int, int],
+        members: int,
+        embedding_size: int,
+        dropout: float,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.members, self.dropout, self.weight_decay = members, dropout, weight_decay
+        for side, size in zip(("user", "movie"), n_features, strict=True):
+            self.register_buffer(f"centre_{side}", torch.zeros(size))
+            self.register_buffer(f"scale_{side}", torch.ones(size))
+        self.user_embedding = nn.Embedding(members * n_users, embedding_size)
+        self.movie_embedding = nn.Embedding(members * n_movies, embedding_size)
+        for table in (self.user_embedding, self.movie_embedding):
+            nn.init.normal_(table.weight, std=0.05)
+        half = HIDDEN[0] // 2
+        self.attention_hidden = MemberLinear(members, N_CHANNELS, 16)
+        self.attention = MemberLinear(members, 16, HEADS)
+        self.user_side = MemberLinear(members, n_features[0] + embedding_size + 2 * HEADS, half)
+        self.movie_side = MemberLinear(members, n_features[1] + embedding_size, half)
+        self.gate = MemberLinear(members, 2 * half, 2, 0.1)
+        self.tower = MemberLinear(members, 2 * half, HIDDEN[1])
+        self.output = MemberLinear(members, HIDDEN[1], 1, 0.1)
+        self.skip = MemberLinear(members, sum(n_features) + 2 * HEADS, 1, 0.05)
+
+    def standardise(self, user: Tensor, movie: Tensor) -> None:
+        """Centre and scale features by what training holds; a constant feature is left at 0."""
+        for side, features in (("user", user), ("movie", movie)):
+            deviation = features.double().std(dim=0, correction=0)
+            deviation[deviation < 1e-6] = 1.0
+            getattr(self, f"centre_{side}").copy_(features.double().mean(dim=0))
+            getattr(self, f"scale_{side}").copy_(deviation)
+
+    def optimizer(self, config: TrainingConfig) -> torch.optim.Optimizer:
+        """AdamW; embeddings get smaller steps and a much stronger decay."""
+        embeddings = [self.user_embedding.weight, self.movie_embedding.weight]
+        others = [p for name, p in self.named_parameters() if "embedding" not in name]
+        rate = config.learning_rate
+        groups: list[dict[str, Any]] = [
+            {"params": others, "lr": rate, "weight_decay": self.weight_decay},
+            {"params": embeddings, "lr": ID_RATE * rate, "weight_decay": ID_DECAY},
+        ]
+        return torch.optim.AdamW(groups, fused=True)
+
+    def members_forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ratings ``(members, n)``, gate ``(members, n, 2)``, attention ``(members, n, history,
+        heads)``; the inputs are users, movies and the first five fields of :class:`Evidence`."""
+        users, movies, baseline, user, movie, channels, count = inputs
+        n, size = channels.shape[:2]
+        user = self._expand(((user - self.centre_user) / self.scale_user).clamp(-5, 5))
+        movie = self._expand(((movie - self.centre_movie) / self.scale_movie).clamp(-5, 5))
+        entries = self._expand(channels.float().reshape(n * size, N_CHANNELS))
+        hidden = nn.functional.silu(self.attention_hidden(entries))
+        logits = self.attention(hidden).view(self.members, n, size, HEADS)
+        empty = torch.arange(size, device=count.device) >= count[:, None]
+        logits = logits.masked_fill(empty[:, :, None], -30.0)
+        # The padded row, of logit 0, is the null entry: a head may attend to nothing.
+        weights = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 1)), dim=2)[:, :, :size]
+        deviation = channels[..., :1].float()
+        attended = torch.cat([(weights * deviation).sum(2), weights.sum(2)], dim=-1)
+        user_id = self._embed(self.user_embedding, users)
+        movie_id = self._embed(self.movie_embedding, movies)
+        user_side = nn.functional.silu(self.user_side(torch.cat([user, attended, user_id], -1)))
+        movie_side = nn.functional.silu(self.movie_side(torch.cat([movie, movie_id], -1)))
+        gate = torch.softmax(self.gate(torch.cat([user_side, movie_side], -1)), dim=-1)
+        gated = torch.cat([gate[..., :1] * user_side, gate[..., 1:] * movie_side], -1)
+        hidden = nn.functional.silu(self.tower(self._drop(2 * gated)))
+        correction = self.output(self._drop(hidden))
+        correction = correction + self.skip(torch.cat([user, movie, attended], -1))
+        return baseline + correction.squeeze(-1), gate, weights
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.members_forward(*inputs)[0].mean(dim=0)
+
+    def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the members' squared errors, so that each learns alone; that of their mean."""
+        *inputs, ratings = batch
+        predicted = self.members_forward(*inputs)[0]
+        objective = (predicted - ratings).square().mean(dim=1).sum()
+        return objective, nn.functional.mse_loss(predicted.mean(dim=0), ratings)
+
+    def _expand(self, rows: Tensor) -> Tensor:
+        return rows.expand(self.members, *rows.shape)
+
+    def _drop(self, values: Tensor) -> Tensor:
+        return nn.functional.dropout(values, self.dropout, self.training)
+
+    def _embed(self, table: nn.Embedding, index: Tensor) -> Tensor:
+        rows = table.num_embeddings // self.members
+        member = torch.arange(self.members, device=index.device)[:, None]
+        return nn.functional.dropout(table(index + rows * member), ID_DROPOUT, self.training)
+
+
+def item_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
+    """Scores ``W B`` of EASE (Steck, 2019) for weighted ratings.
+
+    B minimises ``|W - W B|^2 + regularization |B|^2`` with a diagonal of zeros, so ``B = I - P /
+    diag(P)`` by columns with ``P = (W^T W + regularization I)^-1``. With ``A = (W W^T +
+    regularization I)^-1``, which is only users x users, ``W P = A W`` and
+    ``diag(P) = (1 - diag(W^T A W)) / regularization``.
+    """
+    gram = weights @ weights.T
+    gram[np.diag_indices(len(gram))] += regularization
+    solved = np.linalg.solve(gram, weights)
+    diagonal = (1.0 - np.einsum("ui,ui->i", weights, solved)) / np.float32(regularization)
+    return weights - solved / diagonal
+
+
+def _tensors(users: NDArray[Any], movies: NDArray[Any], evidence: Evidence) -> Batch:
+    """The inputs of :class:`EvidenceNetwork`, on the CPU."""
+    fields = (getattr(evidence, name) for name in NETWORK_FIELDS)
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (users, movies, *fields))
+
+
+class DeepCFPlus(EvidenceRecommender):
+    """Evidence of other ratings, read by a gated ensemble; see the module's description.
+
+    Its predictions depend on the time of the pair: where no timestamp is given, it is an hour
+    after the user's last rating. A movie without training ratings is predicted too, from the
+    user's evidence and its genres and year.
+
+    Memory is about ``32 n_users n_movies + 8 n_users^2`` bytes, with all movies of the `movies`
+    frame; `fit` raises ValueError beyond 8 GiB.
+
+    Parameters
+    ----------
+    members
+        Networks in the ensemble.
+    embedding_size
+        Length of the user and movie embeddings.
+    history_size
+        Ratings of the history that the learned attention sees, the most relevant ones.
+    tower_dropout
+        Dropout rate before and after the tower's layer.
+    folds, cuts
+        Of the training episodes, see :func:`episodes`; no cuts, no future episodes.
+    epochs, batch_size, learning_rate
+        See :class:`dlcf.training.TrainingConfig`; the schedule is ``"one-cycle"``.
+    weight_decay
+        Of AdamW, for all but the embeddings.
+    regularization, rating_weight
+        Of the item-item scores: L2 penalty, and a in the weight ``max(1 + a (r - mean), 0)`` of a
+        rating r.
+    rerank, candidates
+        The scores of the user's best `candidates` unseen movies, negative ones taken as 0, are
+        multiplied by ``exp(rerank (r - mean r))``, r their predicted ratings; others keep theirs.
+    seed, device
+        See :class:`dlcf.training.TrainingConfig`.
+    """
+
+    name = "deepcf-plus"
+    # Settings that fit in a third of the time, at a loss of about 0.01 of RMSE.
+    QUICK: ClassVar[dict[str, Any]] = {"members": 1, "epochs": 2}
+
+    history: History
+    _network: EvidenceNetwork
+
+    def __init__(
+        self,
+        *,
+        members: int = 4,
+        embedding_size: int = 16,
+        history_size: int = 32,
+        tower_dropout: float = 0.1,
+        folds: int = 5,
+        cuts: Sequence[float] = (0.4, 0.6, 0.8),
+        epochs: int = 6,
+        batch_size: int = 1024,
+        learning_rate: float = 5e-3,
+        weight_decay: float = 0.02,
+        regularization: float = 300.0,
+        rating_weight: float = 0.65,
+        rerank: float = 0.2,
+        candidates: int = 100,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        for name, value, least in (
+            ("members", members, 1),
+            ("history_size", history_size, 1),
+            ("folds", folds, 2),
+            ("candidates", candidates, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; give {least} or more")
+        if regularization <= 0:
+            raise ValueError(f"regularization is {regularization}; give a positive number")
+        if not all(0 < cut < 1 for cut in cuts):
+            raise ValueError(f"cuts are {tuple(cuts)}; give fractions between 0 and 1")
+        self.members = members
+        self.embedding_size = embedding_size
+        self.history_size = history_size
+        self.tower_dropout = tower_dropout
+        self.folds = folds
+        self.cuts = tuple(cuts)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.regularization = regularization
+        self.rating_weight = rating_weight
+        self.rerank = rerank
+        self.candidates = candidates
+        self.seed = seed
+        self.device = device
+
+    def explain(self, user_id: int, movie_id: int) -> Explanation:
+        """Strength, the gate's two weights, and the attended ratings of one recommendation.
+
+        Weights are means over the members, those of the history over the heads too; the rest of
+        the history's weight is the null entry's. Where user or movie is unknown, or the user has no
+        other rating, there is no history and the weights are those of what is known.
+        """
+        pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
+        rating = float(self.predict(pair)[0])
+        users, (known_user,), movies, (known_movie,) = self._indices(pair)
+        user_weight = 0.5 if known_user == known_movie else float(known_user)
+        items: tuple[HistoryItem, ...] = ()
+        if known_user and known_movie:
+            context, _ = next(self._contexts(users, movies))
+            user_weight = 0.0
+            if context.user_count[users[0]]:
+                user_weight, items = self._attend(context, users, movies)
+        low, high = self.scale
+        return Explanation(
+            user_id=int(user_id),
+            movie_id=int(movie_id),
+            strength=(rating - low) / (high - low),
+            user_weight=user_weight,
+            movie_weight=1.0 - user_weight,
+            rating=rating,
+            scale=self.scale,
+            title=self.title(movie_id),
+            known_user=bool(known_user),
+            known_movie=bool(known_movie),
+            history=items,
+        )
+
+    def _attend(
+        self, context: Context, users: NDArray[Any], movies: NDArray[Any]
+    ) -> tuple[float, tuple[HistoryItem, ...]]:
+        """The user's weight and the attended ratings, highest weight first, of a single pair."""
+        evidence = context.describe(users, movies, self._times(users, None), self.history_size)
+        device = pick_device(self.device)
+        with torch.no_grad():
+            inputs = (tensor.to(device) for tensor in _tensors(users, movies, evidence))
+            _, gate, attention = self._network.members_forward(*inputs)
+        weights = attention[:, 0].double().mean(dim=(0, 2)).cpu().numpy()
+        items = []
+        for entry in np.argsort(-weights[: evidence.count[0]], kind="stable"):
+            position = evidence.history[0, entry]
+            movie_id = int(self.movie_ids[context.movies[position]])
+            rating = float(context.ratings[position])
+            items.append(HistoryItem(movie_id, self.title(movie_id), rating, float(weights[entry])))
+        return float(gate[:, 0, 0].double().mean()), tuple(items)
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        wanted = TrainingConfig.__dataclass_fields__
+        settings = {name: value for name, value in self.config.items() if name in wanted}
+        config = TrainingConfig(**settings, schedule="one-cycle")
+        if len(data) < 2:
+            raise ValueError(f"{self.name} needs at least 2 ratings to train on, not {len(data)}")
+        self._take_side_information(movies)
+        self._take_ratings(data)
+        train = self._batch(
+            (Context(self._data.take(visible), self._side), self._data.take(hidden))
+            for visible, hidden in episodes(self._data, self.folds, self.cuts, self.seed)
+        )
+        held_out = None
+        if validation is not None:
+            views = self._contexts(validation.users, validation.movies)
+            held_out = self._batch((context, validation.take(rows)) for context, rows in views)
+        self.history = History()
+        device = pick_device(self.device)
+        with seeded(self.seed, device):
+            self._network = self._build().to(device)
+            if train is not None and len(train[0]) >= 2:
+                self._network.standardise(train[3], train[4])
+                self.history, _ = train_network(self._network, train, held_out, config)
+            else:  # Nobody has two ratings: there is no evidence to learn from.
+                for parameter in self._network.parameters():
+                    nn.init.zeros_(parameter)
+        self._network.eval()
+
+    def _take_ratings(self, data: Interactions) -> None:
+        """Also computes the item-item scores of all users."""
+        super()._take_ratings(data)
+        weights = np.zeros((data.n_users, data.n_movies), np.float32)
+        deviation = data.ratings - np.float32(self._context.mean)
+        weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)
+        self._item_scores = item_scores(weights, self.regularization)
+
+    def _build(self) -> EvidenceNetwork:
+        """A fresh network; how many features there are is asked of a single pair."""
+        one = self._context.describe(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1), 1)
+        return EvidenceNetwork(
+            self._data.n_users,
+            self._data.n_movies,
+            (one.user.shape[1], one.movie.shape[1]),
+            self.members,
+            self.embedding_size,
+            self.tower_dropout,
+            self.weight_decay,
+        )
+
+    def _batch(self, views: Iterable[tuple[Context, Interactions]]) -> Batch | None:
+        """Inputs and ratings of what each context hides; None where there is none."""
+        parts = []
+        for context, hidden in views:
+            hidden = hidden.take(context.user_count[hidden.users] > 0)
+            if not len(hidden):
+                continue
+            given = hidden.timestamps if hidden.timestamps.any() else None
+            times = self._times(hidden.users, given)
+            inputs = self._inputs(context, hidden.users, hidden.movies, times)
+            parts.append((*inputs, torch.from_numpy(hidden.ratings)))
+        if not parts:
+            return None
+        device = pick_device(self.device)
+        return tuple(torch.cat(tensors).to(device) for tensors in zip(*parts, strict=True))
+
+    def _inputs(
+        self, context: Context, users: NDArray[Any], movies: NDArray[Any], times: NDArray[Any]
+    ) -> Batch:
+        """The network's inputs of pairs whose users have visible ratings, on the CPU."""
+        evidence = context.describe(users, movies, times.astype(float), self.history_size)
+        return _tensors(users, movies, evidence)
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        times = self._times(users, timestamps)
+        device = pick_device(self.device)
+        ratings = np.empty(len(users))
+        for context, rows in self._contexts(users, movies):
+            ratings[rows] = context.mean + context.movie_bias[movies[rows]]
+            rows = rows[context.user_count[users[rows]] > 0]
+            if len(rows):
+                inputs = self._inputs(context, users[rows], movies[rows], times[rows])
+                on_device = (tensor.to(device) for tensor in inputs)
+                predicted = predict_in_batches(self._network, *on_device, batch_size=4096)
+                ratings[rows] = predicted.cpu().numpy()
+        return ratings
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        scores = self._item_scores[users]
+        unseen = self._context.seen[: scores.shape[1], users].T == 0
+        best = top_k(np.where(unseen, scores, -np.inf), self.candidates)
+        row, place = np.nonzero(np.take_along_axis(unseen, best, axis=1))
+        movies = best[row, place]
+        ratings = np.clip(self._predict(users[row], movies, None), *self.scale)
+        count = np.bincount(row, minlength=len(users))
+        mean = np.bincount(row, ratings, len(users)) / np.maximum(count, 1)
+        factor = np.exp(self.rerank * (ratings - mean[row]))
+        scores[row, movies] = np.maximum(scores[row, movies], 0) * factor
+        return scores
+
+    def _state(self) -> Arrays:
+        learned = {f"network.{k}": v.cpu().numpy() for k, v in self._network.state_dict().items()}
+        return super()._state() | learned
+
+    def _extra(self) -> dict[str, Any]:
+        return {"history": self.history.as_dict()}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self.history = History(**extra["history"])
+        super()._restore(state, extra)
+        device = pick_device(self.device)
+        with seeded(self.seed, device):
+            self._network = self._build().to(device).eval()
+        prefix = "network."
+        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        self._network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})

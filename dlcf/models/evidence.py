@@ -1,0 +1,446 @@
+"""What the other ratings say of a rating: evidence, computed from visible ratings alone.
+
+**No rating is evidence of itself.** A rating that is to be predicted must not have touched its own
+evidence. Leaving only its own entry out is not enough: the movie's mean, the user's mean and the
+residuals of the user's *other* ratings all hold a trace of it, which a network finds and which is
+not there at test time. So training imitates the test: an episode hides a part of the ratings, a
+:class:`Context` is computed from the visible rest as if nothing else existed, and the hidden
+ratings are what is learned from. Random episodes hide each rating once (the test is a random
+sample); future episodes cut histories and hide what comes next (the test lies ahead). For the same
+reason a pair of the training set is predicted from the context that hides its fold.
+
+Evidence looks both ways in time. After a random split, the ratings that a user gave just before and
+just after the one in question are visible, and tell most; after a temporal split only earlier ones
+of the same user are. What is visible decides, not the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dlcf.models.base import Arrays, Interactions, Recommender
+
+__all__ = ["Context", "Evidence", "EvidenceRecommender", "SideInformation", "episodes", "folds_of"]
+
+Floats = NDArray[Any]
+TIME_SCALES = (15.0, 90.0, 600.0, 3600.0, 86400.0, 30 * 86400.0, 3e7)  # seconds: page ... year
+SESSION = 2  # the position of ten minutes in TIME_SCALES
+YEAR = 31_557_600.0  # seconds
+USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0
+N_CHANNELS = 8  # what is said of each rating in the history
+LARGEST_GRIDS = 8 * 2**30  # bytes
+CELLS_AT_ONCE = 2_000_000  # pairs x history entries
+
+
+@dataclass(frozen=True)
+class SideInformation:
+    """What is known of movies beside ratings: unit rows of genres, and years of release."""
+
+    genres: NDArray[np.float32]
+    years: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a context says of n pairs; see :meth:`Context.describe`.
+
+    Attributes
+    ----------
+    baseline
+        float32 ``(n,)``, the mean rating plus the movie's bias.
+    user, movie
+        float32 ``(n, features)``, of the two sides.
+    channels
+        float16 ``(n, history_size, 8)``: deviation, distance in time, kernel in time, before or
+        after, co-ratings, agreement, genres, years of the most relevant ratings in the history.
+    count
+        int64 ``(n,)``: only the first `count` entries of a row of `channels` are filled.
+    history
+        int32 ``(n, history_size)``, their positions in the context's ratings.
+    """
+
+    baseline: Floats
+    user: Floats
+    movie: Floats
+    channels: Floats
+    count: NDArray[np.int64]
+    history: NDArray[np.int32]
+
+
+class Context:
+    """What can be known from a visible set of ratings.
+
+    Parameters
+    ----------
+    data
+        The visible ratings, at least one. Nothing here depends on any other.
+    side
+        Of all movies that pairs may name, in column order.
+    """
+
+    def __init__(self, data: Interactions, side: SideInformation) -> None:
+        order = np.lexsort((data.timestamps, data.users))
+        users, movies = data.users[order], data.movies[order]
+        self.movies, self.ratings, self.side = movies, data.ratings[order].astype(float), side
+        self.times = data.timestamps[order].astype(float)
+        self.user_count = np.bincount(users, minlength=data.n_users)
+        self.movie_count = np.bincount(movies, minlength=data.n_movies)
+        self.start = np.concatenate([[0], np.cumsum(self.user_count)])
+        self.mean = float(self.ratings.mean())
+        centred = self.ratings - self.mean
+        user_bias = np.zeros(data.n_users)
+        movie_weight = self.movie_count + MOVIE_DAMPING
+        for _ in range(10):
+            rest = np.bincount(movies, centred - user_bias[users], data.n_movies)
+            self.movie_bias = rest / movie_weight
+            rest = np.bincount(users, centred - self.movie_bias[movies], data.n_users)
+            user_bias = rest / (self.user_count + USER_DAMPING)
+        residual = centred - self.movie_bias[movies] - user_bias[users]
+        # The deviation of a rating from what the *others* think of the movie.
+        own = centred - user_bias[users]
+        total = self.movie_bias[movies] * movie_weight[movies]
+        self.deviation = centred - (total - own) / (movie_weight[movies] - 1)
+        squares = np.bincount(movies, residual**2, data.n_movies)
+        self.movie_spread = np.sqrt((squares + 3 * residual.var()) / (self.movie_count + 3))
+        usual = np.bincount(users, self.deviation, data.n_users) / (self.user_count + 1)
+
+        def grid(values: Floats | float) -> NDArray[np.float32]:
+            dense = np.zeros((data.n_movies, data.n_users), np.float32)
+            dense[movies, users] = values
+            return dense
+
+        # Movies x users, because evidence is gathered movie by movie.
+        self.seen, self.residual = grid(1.0), grid(residual)
+        self.taste = grid(self.deviation - usual[users])
+
+    def describe(
+        self, users: NDArray[Any], movies: NDArray[Any], times: Floats, history_size: int
+    ) -> Evidence:
+        """Evidence of pairs that are not in the context; each row depends on its own pair alone.
+
+        Parameters
+        ----------
+        users, movies, times
+            ``(n,)`` each; every user has a visible rating; times in seconds.
+        history_size
+            Ratings of the history that the learned attention sees.
+        """
+        parts, rows = [], []
+        order = np.argsort(users, kind="stable")
+        for of_user in np.split(order, np.flatnonzero(np.diff(users[order])) + 1):
+            at_once = max(1, CELLS_AT_ONCE // int(self.user_count[users[of_user[0]]]))
+            for first in range(0, len(of_user), at_once):
+                chunk = of_user[first : first + at_once]
+                user = int(users[chunk[0]])
+                rows.append(chunk)
+                parts.append(self._describe_user(user, movies[chunk], times[chunk], history_size))
+        back = np.argsort(np.concatenate(rows))
+        return Evidence(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
+
+    def _describe_user(
+        self, user: int, movies: NDArray[Any], times: Floats, size: int
+    ) -> tuple[Floats, ...]:
+        """The fields of `Evidence` for pairs of one user."""
+        kernels = self.kernels(user, movies, times)
+        of_user = self.user_evidence(user, times, kernels)
+        of_movie = self.movie_evidence(user, movies, times)
+        return (
+            (self.mean + self.movie_bias[movies]).astype(np.float32),
+            np.stack(list(of_user.values()), axis=1).astype(np.float32),
+            np.stack(list(of_movie.values()), axis=1).astype(np.float32),
+            *self._history(user, kernels, size),
+        )
+
+    def history(self, user: int) -> slice:
+        """Where the user's ratings are, in the order of their times."""
+        return slice(int(self.start[user]), int(self.start[user + 1]))
+
+    def deviations(self, user: int) -> tuple[float, NDArray[np.float32]]:
+        """The user's damped mean deviation, and each rating's deviation from it."""
+        deviation = self.deviation[self.history(user)].astype(np.float32)
+        mean = float(deviation.sum() / (len(deviation) + USER_DAMPING))
+        return mean, deviation - np.float32(mean)
+
+    def kernels(self, user: int, movies: NDArray[Any], times: Floats) -> dict[str, Floats]:
+        """How near each pair is to each rating of the user's history, ``(pairs, history)`` each.
+
+        ``co-rated`` = n_ij / sqrt((n_i + 10) (n_j + 9)) with n_ij users who rated both movies;
+        ``agree`` = sum_v residual_vi taste_vj / (n_ij + 15); ``genre``, the cosine of the genres;
+        ``year`` = exp(-|years| / 5); ``session`` = exp(-gap / 10 min); ``gap``, seconds, signed.
+        """
+        rows = self.history(user)
+        rated = self.movies[rows]
+        gap = times[:, None] - self.times[rows]
+        both = self.seen[movies] @ self.seen[rated].T
+        size = (self.movie_count[movies][:, None] + 10) * (self.movie_count[rated] + 9)
+        years = self.side.years[movies][:, None] - self.side.years[rated]
+        return {
+            "gap": gap.astype(np.float32),
+            "session": _decay(gap, TIME_SCALES[SESSION]),
+            "co-rated": both / np.sqrt(size).astype(np.float32),
+            "agree": self.residual[movies] @ self.taste[rated].T / (both + 15),
+            "genre": self.side.genres[movies] @ self.side.genres[rated].T,
+            "year": np.exp(-np.abs(years) / 5),
+        }
+
+    def user_evidence(
+        self, user: int, times: Floats, kernels: dict[str, Floats]
+    ) -> dict[str, Floats]:
+        """What the user's other ratings say; ``(pairs,)`` each, in rating units or logs of mass."""
+        mean, deviation = self.deviations(user)
+        n = len(deviation)
+        spread = np.sqrt((deviation.var() * n + 2.4) / (n + 3))
+        columns = {"mean": mean, "count": np.log1p(n), "spread": spread}
+        evidence: dict[str, Floats] = {
+            name: np.full(len(times), value) for name, value in columns.items()
+        }
+        for scale in TIME_SCALES:
+            weights = _decay(kernels["gap"], scale)
+            value, mass = _attend(weights, deviation, 1.5)
+            evidence |= {f"time {scale:g}": value, f"time {scale:g} mass": np.log1p(mass)}
+        evidence |= self._neighbours(user, times, deviation)
+        rated, genre, session = kernels["co-rated"], kernels["genre"], kernels["session"]
+        for name, weights, null in (
+            ("co-rated", rated**2, 0.05),
+            ("agree", np.maximum(kernels["agree"], 0), 0.3),
+            ("genre", genre**4, 3.0),
+            ("year", kernels["year"], 3.0),
+            ("genre, session", genre**2 * session, 1.5),
+            ("co-rated, session", rated * session, 0.3),
+            ("co-rated, genre", rated * genre, 0.5),
+        ):
+            value, mass = _attend(weights, deviation, null)
+            evidence |= {name: value, f"{name} mass": np.log1p(10 * mass)}
+        evidence["agree, signed"] = kernels["agree"] @ deviation / (n + 30) * 10
+        evidence["co-rated sum"] = np.log1p(rated.sum(axis=1))
+        return evidence
+
+    def _neighbours(self, user: int, times: Floats, deviation: Floats) -> dict[str, Floats]:
+        """The ratings just before and just after, and where in the history the time lies."""
+        history = self.times[self.history(user)]
+        n = len(history)
+        before = np.searchsorted(history, times, "right") - 1
+        after = np.searchsorted(history, times, "left")
+        evidence: dict[str, Floats] = {"position": after / n}
+        for name, entry in (("previous", before), ("next", after)):
+            exists, entry = (entry >= 0) & (entry < n), np.clip(entry, 0, n - 1)
+            gap = np.log1p(np.abs(times - history[entry]))
+            evidence[name] = np.where(exists, deviation[entry], 0.0)
+            evidence[f"{name} gap"] = np.where(exists, gap, 20.0)
+        return evidence
+
+    def movie_evidence(self, user: int, movies: NDArray[Any], times: Floats) -> dict[str, Floats]:
+        """What the movie's other ratings say, and what the movie is; ``(pairs,)`` each."""
+        rated = self.movies[self.history(user)]
+        shared = self.seen[rated].sum(axis=0)  # movies that each user shares with this one
+        product = self.deviations(user)[1] @ self.taste[rated]
+        product[user] = 0.0
+        agreement = product / (shared + 15)
+        overlap = shared / np.sqrt((self.user_count[user] + 20.0) * (self.user_count + 20.0))
+        seen, residual = self.seen[movies], self.residual[movies]
+        count, year = self.movie_count[movies], self.side.years[movies]
+        weight = np.maximum(agreement, 0)
+        date = times / YEAR + 1970
+        return {
+            "raters who agree": residual @ weight / (seen @ weight + 0.3),
+            "raters, signed": residual @ agreement / (count + 5) * 5,
+            "raters who overlap": residual @ overlap / (seen @ overlap + 0.3),
+            "count": np.log1p(count),
+            "bias": self.movie_bias[movies],
+            "spread": self.movie_spread[movies],
+            "year": (year - 1990) / 20,
+            "age": np.log1p(np.maximum(date - year, 0)),
+            "date": date - 2005,
+        }
+
+    def _history(self, user: int, kernels: dict[str, Floats], size: int) -> tuple[Floats, ...]:
+        """Channels, count and positions of the most relevant ratings of the history."""
+        n_pairs, n = kernels["gap"].shape
+        count = min(size, n)
+        near = kernels["session"] + 3 * kernels["co-rated"] + 0.5 * kernels["genre"] ** 2
+        near = near + 0.2 * np.maximum(kernels["agree"], 0)
+        # Rounded and made distinct, so that ties do not hang on the last bits of the sums.
+        key = np.rint(1e5 * near).astype(np.int64) * n - np.arange(n)
+        top = np.argpartition(-key, count - 1, axis=1)[:, :count]
+        top.sort(axis=1)
+        kernel = {name: np.take_along_axis(k, top, axis=1) for name, k in kernels.items()}
+        gap = kernel["gap"]
+        filled = (
+            self.deviations(user)[1][top],
+            np.log1p(np.abs(gap)) / 10,
+            _decay(gap, TIME_SCALES[1]),
+            np.sign(gap),
+            3 * kernel["co-rated"],
+            2 * kernel["agree"],
+            kernel["genre"],
+            kernel["year"],
+        )
+        channels = np.zeros((n_pairs, size, N_CHANNELS), np.float16)
+        channels[:, :count] = np.stack(filled, axis=2)
+        positions = np.zeros((n_pairs, size), np.int32)
+        positions[:, :count] = self.start[user] + top
+        return channels, np.full(n_pairs, count), positions
+
+
+def _decay(gap: Floats, scale: float) -> NDArray[np.float32]:
+    """``exp(-|gap| / scale)``."""
+    return np.exp(-np.abs(gap).astype(np.float32) / np.float32(scale))
+
+
+def _attend(weights: Floats, values: Floats, null: float) -> tuple[Floats, Floats]:
+    """``sum_j w_j v_j / (sum_j w_j + null)`` and the mass ``sum_j w_j`` of each row.
+
+    The null entry holds the value 0; it takes the weight where nothing is near.
+    """
+    mass = weights.sum(axis=1)
+    return weights @ values / (mass + null), mass
+
+
+def folds_of(n: int, folds: int, seed: int) -> NDArray[np.int64]:
+    """The random fold, from 0 to ``folds - 1``, of each of `n` ratings; sizes differ by one."""
+    return np.random.default_rng(seed).permutation(n) % folds
+
+
+def episodes(
+    data: Interactions, folds: int, cuts: Sequence[float], seed: int
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """What is visible and what is hidden in each training episode.
+
+    First `folds` random episodes, each of which hides one fold. Then, for each cut c, the users
+    are dealt into `folds` groups; an episode cuts the histories of one group at the fraction c,
+    hides the following quarter of c, and drops what comes later; other users stay visible.
+
+    Yields
+    ------
+    visible, hidden
+        bool ``(len(data),)``, disjoint, neither empty.
+    """
+    generator = np.random.default_rng([seed, 1])
+    fold = folds_of(len(data), folds, seed)
+    order = np.lexsort((generator.random(len(data)), data.timestamps, data.users))
+    count = np.bincount(data.users, minlength=data.n_users)
+    rank = np.empty(len(data))
+    rank[order] = np.arange(len(data)) - (np.cumsum(count) - count)[data.users[order]]
+    elapsed = rank / count[data.users]
+    masks = [(fold != k, fold == k) for k in range(folds)]
+    for cut in cuts:
+        group = (generator.permutation(data.n_users) % folds)[data.users]
+        later = elapsed >= cut
+        following = later & (elapsed < 1.25 * cut)
+        masks += [((group != k) | ~later, (group == k) & following) for k in range(folds)]
+    return ((visible, hidden) for visible, hidden in masks if visible.any() and hidden.any())
+
+
+class EvidenceRecommender(Recommender):
+    """A recommender that sees each pair from a context that does not hold its rating.
+
+    Subclasses call `_take_side_information` and `_take_ratings` in `_fit`, and describe pairs by
+    the contexts that `_contexts` gives.
+    """
+
+    folds: int
+    seed: int
+
+    def predict(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
+        """As the base's, but a known user's unknown movies get evidence too, not a fallback."""
+        ratings = super().predict(pairs)
+        users, known_user, _, known_movie = self._indices(pairs)
+        new = known_user & ~known_movie
+        if new.any():
+            columns = self._columns(pairs["movieId"].to_numpy()[new])
+            times = pairs["timestamp"].to_numpy()[new] if "timestamp" in pairs else None
+            ratings[new] = np.clip(self._predict(users[new], columns, times), *self.scale)
+        return ratings
+
+    def _take_side_information(self, movies: pd.DataFrame | None) -> None:
+        """Columns: the movies of train, the frame's others, and one for all that are unknown."""
+        if movies is None:
+            movies = pd.DataFrame({"movieId": np.array([], dtype=np.int64)})
+        movies = movies.drop_duplicates("movieId")
+        self._other_ids = np.setdiff1d(movies["movieId"].to_numpy(np.int64), self.movie_ids)
+        n_columns = len(self.movie_ids) + len(self._other_ids) + 1
+        column = self._columns(movies["movieId"].to_numpy())
+        years: Floats = np.full(n_columns, np.nan)
+        if "year" in movies:
+            known = pd.to_numeric(movies["year"], errors="coerce")
+            years[column] = known.to_numpy(dtype=float, na_value=np.nan)
+        # An unknown year is the median; where none is known they are all alike and say nothing.
+        usual = 1990.0 if np.isnan(years).all() else np.nanmedian(years)
+        years = np.where(np.isnan(years), usual, years)
+        lists = movies["genres"].tolist() if "genres" in movies else []
+        names = sorted({genre for genres in lists for genre in genres})
+        genres = np.zeros((n_columns, max(len(names), 1)), np.float32)
+        for row, listed in zip(column, lists, strict=False):
+            genres[row, [names.index(genre) for genre in listed]] = 1.0
+        genres /= np.sqrt(np.maximum(genres.sum(axis=1, keepdims=True), 1.0))
+        self._side = SideInformation(genres, years.astype(np.float32))
+
+    def _take_ratings(self, data: Interactions) -> None:
+        """The context of all of train, and the folds; refuses what is too large for dense grids."""
+        n_users, n_columns = data.n_users, len(self._side.years)
+        n_bytes = 32 * n_users * n_columns + 8 * n_users**2
+        if n_bytes > LARGEST_GRIDS:
+            raise ValueError(
+                f"{self.name} keeps dense grids: 32 * {n_users} users * {n_columns} movies + 8 * "
+                f"{n_users}^2 bytes = {n_bytes / 2**30:.1f} GiB, more than "
+                f"{LARGEST_GRIDS / 2**30:g}; leave out the users or movies with the fewest ratings"
+            )
+        self._data = replace(data, n_movies=n_columns)
+        self._timed = bool(data.timestamps.any())
+        self._fold = folds_of(len(data), self.folds, self.seed)
+        self._context = Context(self._data, self._side)
+
+    def _contexts(
+        self, users: NDArray[Any], movies: NDArray[Any]
+    ) -> Iterator[tuple[Context, NDArray[np.int64]]]:
+        """The context that each pair is seen from, with the rows of its pairs.
+
+        It is that of all of train or, for a pair of train, that of the folds that it is not in.
+        """
+        keys = self._data.users * self._data.n_movies + self._data.movies
+        wanted = users * self._data.n_movies + movies
+        position = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        fold = np.where(keys[position] == wanted, self._fold[position], -1)
+        for k in np.unique(fold):
+            context = self._context
+            if k >= 0:
+                context = Context(self._data.take(self._fold != k), self._side)
+            yield context, np.flatnonzero(fold == k)
+
+    def _columns(self, movie_ids: NDArray[Any]) -> NDArray[np.int64]:
+        """The side information's column of each MovieLens id."""
+        known = pd.Index(np.concatenate([self.movie_ids, self._other_ids]))
+        column = known.get_indexer(pd.Index(movie_ids))
+        return np.where(column < 0, len(known), column)
+
+    def _times(self, users: NDArray[Any], timestamps: NDArray[Any] | None) -> Floats:
+        """Seconds of each pair; all 0 where training had no times."""
+        if not self._timed:
+            return np.zeros(len(users))
+        latest = self._context.times[self._context.start[users + 1] - 1] + 3600.0
+        if timestamps is None:
+            return latest
+        given = np.asarray(timestamps, dtype=float)
+        return np.where(np.isnan(given), latest, given)
+
+    def _state(self) -> Arrays:
+        return {
+            "ratings": self._data.ratings,
+            "timestamps": self._data.timestamps,
+            "other_ids": self._other_ids,
+            "genres": self._side.genres,
+            "years": self._side.years,
+        }
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self._other_ids = state["other_ids"]
+        self._side = SideInformation(state["genres"], state["years"])
+        users, movies = (index.astype(np.int64) for index in self._seen.nonzero())
+        known = state["ratings"], state["timestamps"], *self._seen.shape
+        self._take_ratings(Interactions(users, movies, *known))

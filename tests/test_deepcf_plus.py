@@ -1,0 +1,368 @@
+"""deepcf-plus: its evidence by hand, what it must not see, and what it must do on real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dlcf
+from dlcf.metrics import rmse
+from dlcf.models import evidence as evidence_module
+from dlcf.models import load_model, make
+from dlcf.models.base import Interactions
+from dlcf.models.deepcf_plus import DeepCFPlus, item_scores
+from dlcf.models.evidence import Context, SideInformation, episodes
+from dlcf.models.explanation import Explanation, HistoryItem
+
+SMALL: dict[str, Any] = {
+    "members": 2, "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),
+    "epochs": 2, "batch_size": 256, "candidates": 10,
+}  # fmt: skip
+
+
+def small(**settings: Any) -> DeepCFPlus:
+    return DeepCFPlus(**{**SMALL, **settings})
+
+
+@pytest.fixture(scope="module")
+def model(toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame) -> DeepCFPlus:
+    fitted = small().fit(toy_ratings, movies=toy_movies)
+    assert isinstance(fitted, DeepCFPlus)
+    return fitted
+
+
+@pytest.fixture
+def table() -> tuple[Interactions, SideInformation]:
+    """Three users, each with two of three movies; user 0 rated a minute apart."""
+    data = Interactions(
+        users=np.array([0, 0, 1, 1, 2, 2]),
+        movies=np.array([0, 1, 0, 2, 1, 2]),
+        ratings=np.array([4.0, 2.0, 5.0, 3.0, 1.0, 3.5], np.float32),
+        timestamps=np.array([1000, 1060, 5000, 6000, 7000, 8000]),
+        n_users=3,
+        n_movies=3,
+    )
+    genres = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], np.float32)
+    return data, SideInformation(genres, np.array([1990.0, 2000.0, 1995.0], np.float32))
+
+
+class TestEvidenceByHand:
+    def test_deviations_are_from_what_others_think_of_the_movie(
+        self, table: tuple[Interactions, SideInformation]
+    ) -> None:
+        data, side = table
+        context = Context(data, side)
+        mean = data.ratings.mean()
+        user_bias, movie_bias = np.zeros(3), np.zeros(3)
+        for _ in range(10):
+            for biases, others, mine, theirs, damping in (
+                (movie_bias, user_bias, data.movies, data.users, 3),
+                (user_bias, movie_bias, data.users, data.movies, 5),
+            ):
+                for k in range(3):
+                    rows = np.flatnonzero(mine == k)
+                    gap = data.ratings[rows] - mean - others[theirs[rows]]
+                    biases[k] = gap.sum() / (len(rows) + damping)
+        np.testing.assert_allclose(context.movie_bias, movie_bias, atol=1e-6)
+        # User 0's 4.0 for movie 0, of which only user 1 thinks something else: 5.0.
+        others_say = (5.0 - mean - user_bias[1]) / (1 + 3)
+        assert context.deviation[0] == pytest.approx(4.0 - mean - others_say, abs=1e-6)
+
+    def test_kernels_and_heads(self, table: tuple[Interactions, SideInformation]) -> None:
+        context = Context(*table)
+        time = np.array([1090.0])
+        kernels = context.kernels(0, np.array([2]), time)
+        # Movies 2 and 0 share user 1, movies 2 and 1 user 2; each movie has two ratings.
+        np.testing.assert_allclose(kernels["co-rated"], [[1 / np.sqrt(12 * 11)] * 2], rtol=1e-6)
+        np.testing.assert_allclose(kernels["genre"], [[0.6, 0.8]], rtol=1e-6)
+        np.testing.assert_allclose(kernels["year"], [[np.exp(-1)] * 2], rtol=1e-6)
+        np.testing.assert_allclose(kernels["session"], np.exp([[-0.15, -0.05]]), rtol=1e-6)
+        first, second = context.deviation[:2]
+        mean = (first + second) / (2 + 5)
+        found = context.user_evidence(0, time, kernels)
+        assert found["mean"] == pytest.approx(mean, abs=1e-6)
+        weights = np.exp([-90 / 90, -30 / 90])
+        expected = weights @ [first - mean, second - mean] / (weights.sum() + 1.5)
+        assert found["time 90"] == pytest.approx(expected, abs=1e-6)
+        assert found["previous"] == pytest.approx(second - mean, abs=1e-6)
+        assert found["previous gap"] == pytest.approx(np.log1p(30))
+        assert found["next"] == 0 and found["next gap"] == 20 and found["position"] == 1
+
+    def test_the_movies_side(self, table: tuple[Interactions, SideInformation]) -> None:
+        context = Context(*table)
+        found = context.movie_evidence(0, np.array([2]), np.array([31_557_600.0 * 30]))
+        overlap = 1 / np.sqrt(22 * 22)  # user 0 shares one movie with users 1 and 2, as with each
+        residual = context.residual[2, 1:]
+        expected = overlap * residual.sum() / (2 * overlap + 0.3)
+        assert found["raters who overlap"] == pytest.approx(expected, abs=1e-6)
+        assert found["count"] == np.log1p(2) and found["age"] == pytest.approx(np.log1p(5))
+
+    def test_the_most_relevant_ratings_are_kept(
+        self, table: tuple[Interactions, SideInformation]
+    ) -> None:
+        context = Context(*table)
+        one = context.describe(np.array([0]), np.array([2]), np.array([1090.0]), 1)
+        assert one.count == [1] and one.history.tolist() == [[1]]
+        many = context.describe(np.array([0]), np.array([2]), np.array([1090.0]), 5)
+        assert many.count == [2] and not many.channels[0, 2:].any()
+
+
+def test_item_scores_are_those_of_the_constrained_least_squares() -> None:
+    generator = np.random.default_rng(0)
+    weights = generator.random((7, 5)) * (generator.random((7, 5)) < 0.6)
+    expected = np.zeros((7, 5))
+    for movie in range(5):
+        others = np.delete(weights, movie, axis=1)  # the diagonal of B is zero
+        gram = others.T @ others + 2.0 * np.eye(4)
+        expected[:, movie] = others @ np.linalg.solve(gram, others.T @ weights[:, movie])
+    np.testing.assert_allclose(item_scores(weights.astype(np.float32), 2.0), expected, atol=1e-5)
+
+
+class TestEpisodes:
+    def test_random_episodes_hide_each_rating_once(self, model: DeepCFPlus) -> None:
+        hidden = [h for v, h in episodes(model._data, 5, (), 0) if not (v == h).any()]
+        assert len(hidden) == 5 and (np.sum(hidden, axis=0) == 1).all()
+
+    def test_future_episodes_never_see_later_ratings(self, model: DeepCFPlus) -> None:
+        data, cuts = model._data, (0.4, 0.6, 0.8)
+        future = list(episodes(data, 5, cuts, 0))[5:]
+        assert len(future) == 15
+        for visible, hidden in future:
+            assert not (visible & hidden).any()
+            for user in np.unique(data.users[hidden]):
+                mine = data.users == user
+                first = data.timestamps[mine & hidden].min()
+                assert (data.timestamps[mine & visible] <= first).all()
+                assert (mine & visible).any()
+            untouched = ~np.isin(data.users, data.users[~visible])
+            assert untouched.any() and visible[untouched].all()
+        times_hidden = np.sum([hidden for _, hidden in future], axis=0)
+        assert 1 <= times_hidden.max() <= len(cuts)
+
+    def test_they_hang_on_the_seed(self, model: DeepCFPlus) -> None:
+        first, again, other = (list(episodes(model._data, 3, (0.5,), s)) for s in (0, 0, 1))
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+class TestNothingLeaks:
+    def test_a_prediction_depends_on_its_own_pair_alone(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        shuffled = toy_ratings["movieId"].sample(frac=1, random_state=1).to_numpy()
+        pairs = toy_ratings.assign(movieId=shuffled)[:300].reset_index(drop=True)
+        reference = model.predict(pairs)
+        permuted = pairs.sample(frac=1, random_state=2)
+        np.testing.assert_allclose(model.predict(permuted), reference[permuted.index], atol=1e-5)
+        np.testing.assert_allclose(model.predict(pairs[50:60]), reference[50:60], atol=1e-5)
+        more = pd.concat([pairs, toy_ratings])
+        np.testing.assert_allclose(model.predict(more)[:300], reference, atol=1e-5)
+        for other in (pairs.assign(rating=0.5), pairs.drop(columns="rating")):
+            assert np.array_equal(model.predict(other), reference)
+
+    def test_the_evidence_of_a_training_pair_ignores_its_own_rating(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    ) -> None:
+        for row in (0, 700, 1499):
+            changed = toy_ratings.copy()
+            old = changed.loc[row, "rating"]
+            changed.loc[row, "rating"] = 0.5 if old > 2.5 else 5.0
+            other = small(epochs=1).fit(changed, movies=toy_movies)
+            assert isinstance(other, DeepCFPlus)
+            users, _, movies, _ = model._indices(toy_ratings[row : row + 1])
+            times = toy_ratings["timestamp"].to_numpy(float)[row : row + 1]
+            found = []
+            for fitted in (model, other):
+                context, _ = next(fitted._contexts(users, movies))
+                assert movies[0] not in context.movies[context.history(int(users[0]))]
+                found.append(context.describe(users, movies, times, 8))
+            for name in ("baseline", "user", "movie", "channels", "count", "history"):
+                assert np.array_equal(getattr(found[0], name), getattr(found[1], name)), name
+
+    def test_validation_is_recorded_and_changes_nothing(self, toy_ratings: pd.DataFrame) -> None:
+        train, validation = dlcf.split(toy_ratings, seed=0)
+        watched, alone = small().fit(train, validation), small().fit(train)
+        assert isinstance(watched, DeepCFPlus) and isinstance(alone, DeepCFPlus)
+        assert np.array_equal(watched.predict(validation), alone.predict(validation))
+        assert len(watched.history.validation_loss) == 2 and not alone.history.validation_loss
+        data = watched._interactions(validation)
+        predicted = watched._predict(data.users, data.movies, data.timestamps)
+        error = rmse(data.ratings, predicted) ** 2
+        assert watched.history.validation_loss[-1] == pytest.approx(error, rel=1e-5)
+
+
+class TestNetwork:
+    def test_members_differ_and_weights_sum(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        data = model._interactions(toy_ratings[:50])
+        inputs = model._inputs(model._context, data.users, data.movies, data.timestamps)
+        with torch.no_grad():
+            ratings, gate, attention = model._network.members_forward(*inputs)
+        assert ratings.shape == (2, 50) and (ratings[0] - ratings[1]).abs().max() > 1e-3
+        torch.testing.assert_close(gate.sum(-1), torch.ones(2, 50))
+        mass = attention.sum(2)
+        assert (mass > 0).all() and (mass < 1).all()
+        torch.testing.assert_close(model._network(*inputs), ratings.mean(0))
+
+    def test_unfilled_entries_of_the_history_are_not_attended(self, model: DeepCFPlus) -> None:
+        users, movies = np.array([0]), np.array([3])
+        inputs = list(model._inputs(model._context, users, movies, np.array([1e9])))
+        inputs[-1] = torch.tensor([2])
+        with torch.no_grad():
+            attention = model._network.members_forward(*inputs)[2]
+        assert attention[:, 0, 2:].max() < 1e-9 < attention[:, 0, :2].min()
+
+    def test_time_matters(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
+        pairs = toy_ratings[:50]
+        later = pairs.assign(timestamp=pairs["timestamp"] + 10**8)
+        assert np.abs(model.predict(pairs) - model.predict(later)).max() > 1e-3
+        without = pairs.drop(columns="timestamp")
+        latest = toy_ratings.groupby("userId")["timestamp"].max()
+        hour_after = without.assign(timestamp=latest.loc[pairs["userId"]].to_numpy() + 3600)
+        assert np.array_equal(model.predict(without), model.predict(hour_after))
+
+
+class TestRanking:
+    def test_only_unseen_candidates_are_reweighted(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        raw, scores = model._item_scores, model.score_all(model.user_ids)
+        moved = raw != scores
+        assert moved.any() and (moved.sum(axis=1) <= 10).all()
+        assert not moved[model._seen.toarray() > 0].any()
+
+    def test_a_higher_predicted_rating_gains(self, model: DeepCFPlus) -> None:
+        user = int(model.user_ids[0])
+        raw, scores = model._item_scores[0], model.score_all([user])[0]
+        best = np.flatnonzero((raw != scores) & (raw > 0) & (scores > 0))
+        pairs = pd.DataFrame({"userId": user, "movieId": model.movie_ids[best]})
+        gain, rating = np.log(scores[best] / raw[best]), model.predict(pairs)
+        gaps = np.diff(gain), 0.2 * np.diff(rating)
+        np.testing.assert_allclose(*gaps, atol=1e-4)
+
+
+class TestExplanation:
+    def test_the_history_carries_it(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
+        user = int(toy_ratings["userId"].iloc[0])
+        mine = toy_ratings[toy_ratings["userId"] == user].set_index("movieId")["rating"]
+        unseen = int(np.setdiff1d(model.movie_ids, mine.index)[0])
+        for movie in (unseen, int(mine.index[0])):
+            why = model.explain(user, movie)
+            weights = [item.weight for item in why.history]
+            assert 0 < sum(weights) <= 1 and weights == sorted(weights, reverse=True)
+            assert len(weights) == 8
+            assert movie not in {item.movie_id for item in why.history}
+            assert all(mine[item.movie_id] == item.rating for item in why.history)
+            assert all(item.title == f"Film {item.movie_id} <b>" for item in why.history)
+            assert f"{why.history[0].rating:.1f} for “{why.history[0].title}”" in str(why)
+
+    def test_the_unknown_has_the_weights_of_what_is_known(self, model: DeepCFPlus) -> None:
+        user, movie = int(model.user_ids[0]), int(model.movie_ids[0])
+        for pair, weight in (((user, -1), 1.0), ((-1, movie), 0.0), ((-1, -1), 0.5)):
+            why = model.explain(*pair)
+            assert why.user_weight == weight and why.history == ()
+
+    def test_a_sentence_names_two_ratings(self) -> None:
+        items = (HistoryItem(1, "Heat", 5.0, 0.4), HistoryItem(2, None, 4.5, 0.2))
+        items += (HistoryItem(3, "Alien", 1.0, 0.1),)
+        for weight in (0.7, 0.5):
+            why = Explanation(7, 9, 0.8, weight, 1 - weight, 4.1, (0.5, 5.0), "Up", history=items)
+            end = "; of the user's ratings, 5.0 for “Heat” and 4.5 for movie 2 count most."
+            assert str(why).endswith(end)
+
+
+class TestData:
+    def test_a_movie_without_ratings_gets_evidence(
+        self, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    ) -> None:
+        new = int(toy_movies["movieId"].iloc[-1])
+        train = toy_ratings[toy_ratings["movieId"] != new]
+        model = small().fit(train, movies=toy_movies)
+        assert new not in model.movie_ids
+        pairs = toy_ratings[toy_ratings["movieId"] == new]
+        later = pairs.assign(timestamp=pairs["timestamp"] + 10**8)
+        assert np.abs(model.predict(pairs) - model.predict(later)).max() > 1e-4
+        assert model.explain(int(pairs["userId"].iloc[0]), new).user_weight == 1.0
+
+    def test_genres_and_years_matter(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    ) -> None:
+        bare = small().fit(toy_ratings, movies=toy_movies[["movieId", "title"]])
+        assert np.abs(bare.predict(toy_ratings) - model.predict(toy_ratings)).max() > 1e-3
+
+    def test_without_times_those_of_the_pairs_are_ignored(self, toy_ratings: pd.DataFrame) -> None:
+        untimed = toy_ratings.drop(columns="timestamp")
+        model = small().fit(untimed)
+        predicted = model.predict(untimed)
+        assert rmse(untimed["rating"], predicted) < 1.2
+        assert np.array_equal(model.predict(toy_ratings), predicted)
+
+    @pytest.mark.parametrize("n", [2, 3, 5, 20])
+    def test_tiny_data_are_served(self, toy_ratings: pd.DataFrame, n: int, tmp_path: Path) -> None:
+        for train in (toy_ratings[:n], toy_ratings.sample(n, random_state=n)):
+            model = DeepCFPlus(epochs=10, members=1).fit(train)
+            predicted = model.predict(toy_ratings)
+            assert np.isfinite(predicted).all()
+            scores = model.score_all(model.user_ids)
+            assert np.isfinite(scores).all() and scores.shape[1] == len(model.movie_ids)
+            user, movie = train[["userId", "movieId"]].iloc[0]
+            assert np.isfinite(model.explain(int(user), int(movie)).rating)
+            loaded = load_model(model.save(tmp_path / "m"))
+            assert np.array_equal(loaded.predict(toy_ratings), predicted)
+
+    def test_where_nobody_has_two_ratings_the_movies_means_remain(self) -> None:
+        train = pd.DataFrame({"userId": [1, 2, 3], "movieId": [5, 5, 6], "rating": [4.0, 5.0, 1.0]})
+        model = small().fit(train)
+        pair = pd.DataFrame({"userId": [3], "movieId": [5]})
+        bias = model._context.movie_bias[0]  # type: ignore[attr-defined]
+        assert bias > 0 and model.predict(pair)[0] == pytest.approx(10 / 3 + bias)
+
+    def test_one_rating_is_too_few(self) -> None:
+        with pytest.raises(ValueError, match="at least 2 ratings"):
+            small().fit(pd.DataFrame({"userId": [1], "movieId": [5], "rating": [4.0]}))
+
+    def test_what_does_not_fit_in_memory_is_refused(
+        self, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evidence_module, "LARGEST_GRIDS", 80_000)
+        with pytest.raises(ValueError, match=r"32 \* 40 users \* 61 movies"):
+            small().fit(toy_ratings)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("members", 0),
+            ("history_size", 0),
+            ("folds", 1),
+            ("candidates", 0),
+            ("regularization", 0.0),
+            ("cuts", (0.5, 1.0)),
+        ],
+    )
+    def test_settings_are_checked(self, name: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=name):
+            DeepCFPlus(**{name: value})
+
+    def test_a_saved_model_is_small_and_explains_the_same(
+        self, model: DeepCFPlus, tmp_path: Path
+    ) -> None:
+        folder = model.save(tmp_path / "m")
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 200_000
+        loaded = load_model(folder)
+        assert isinstance(loaded, DeepCFPlus) and loaded.history == model.history
+        pair = int(model.user_ids[3]), int(model.movie_ids[4])
+        assert loaded.explain(*pair) == model.explain(*pair)
+
+
+def test_rmse_on_the_real_data(ratings: pd.DataFrame) -> None:
+    """With the quick settings; the full ones reach 0.77, item-knn and svdpp about 0.85."""
+    train, test = dlcf.split(ratings, "random", seed=0)
+    movies = dlcf.load_movies("ml-latest-small")
+    model = make("deepcf-plus", seed=0, **DeepCFPlus.QUICK).fit(train, movies=movies)
+    assert 0.765 < rmse(test["rating"], model.predict(test)) < 0.795
