@@ -39,7 +39,10 @@ from dlcf.statistics import compare_tables, holm, mean_interval
 
 __all__ = [
     "Job",
+    "calibration_table",
     "compare",
+    "count_table",
+    "curve_table",
     "interval_table",
     "load_comparison",
     "main",
@@ -252,6 +255,67 @@ def pair_table(comparison: Mapping[str, Any], split: str, metric: str) -> pd.Dat
     back = back.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
     both = pd.concat([rows, back]).set_index(["first", "second"])
     return both[["difference", "low", "high", "p_holm"]]
+
+
+def curve_table(
+    comparison: Mapping[str, Any], split: str, models: Sequence[str], metric: str
+) -> pd.DataFrame:
+    """A list-wise metric of the full protocol by length of the list.
+
+    Returns
+    -------
+    DataFrame
+        ``model``, ``x`` (the length), ``mean``, ``low``, ``high``.
+    """
+    rows = [
+        (model, int(k), *values[metric])
+        for model in models
+        for k, values in comparison["splits"][split]["models"][model]["at k"].items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "x", "mean", "low", "high"])
+
+
+def count_table(
+    comparison: Mapping[str, Any], split: str, models: Sequence[str], of: str
+) -> pd.DataFrame:
+    """RMSE by training ratings of the ``"movie"`` or the ``"user"``.
+
+    Returns
+    -------
+    DataFrame
+        ``model``, ``bin``, ``x`` (its lower end, 0.5 for none), ``mean``, ``low``, ``high``.
+    """
+    rows = [
+        (model, name, max(float(re.split("[-+]", name)[0]), 0.5), *values["rmse"])
+        for model in models
+        for name, values in comparison["splits"][split]["models"][model][
+            f"rmse by ratings of the {of}"
+        ].items()
+    ]
+    table = pd.DataFrame(rows, columns=["model", "bin", "x", "mean", "low", "high"])
+    return table.sort_values("x", kind="stable")
+
+
+def calibration_table(
+    comparison: Mapping[str, Any], split: str, model: str, of: str
+) -> pd.DataFrame:
+    """Means over the seeds of what a model says and what comes of it.
+
+    Parameters
+    ----------
+    comparison, split, model
+        As for :func:`interval_table`.
+    of
+        ``"strength"`` (outcome: share at or above the threshold) or ``"rating"``.
+
+    Returns
+    -------
+    DataFrame
+        Index the lower end of each bin; ``confidence``, ``outcome``, ``cases``.
+    """
+    bins = comparison["splits"][split]["models"][model]["calibration"][of]
+    rows = {float(low): {k: v[0] for k, v in values.items()} for low, values in bins.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").sort_index()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

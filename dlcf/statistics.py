@@ -17,6 +17,7 @@ __all__ = [
     "METRICS",
     "Comparison",
     "Interval",
+    "clustered_correlations",
     "compare_models",
     "compare_tables",
     "holm",
@@ -187,6 +188,51 @@ def compare_tables(
     extreme = np.abs(swapped) >= np.abs(observed) - 1e-12
     p_value = (1 + int(extreme.sum())) / (1 + resamples)
     return Comparison(metric, observed, float(low), float(high), p_value, len(table))
+
+
+def clustered_correlations(
+    table: pd.DataFrame,
+    column: str,
+    cluster: str,
+    confidence: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Spearman's rank correlation of one column with every other, with intervals.
+
+    Whole clusters are resampled (percentile bootstrap): rows of one user are not independent.
+
+    Parameters
+    ----------
+    table
+        The columns to correlate, and `cluster`.
+    column
+        Which is correlated with all others.
+    cluster
+        Column that names the cluster of each row.
+
+    Returns
+    -------
+    DataFrame
+        Index the other columns; ``correlation``, ``low``, ``high``.
+    """
+    values = table.drop(columns=cluster)
+    others = [name for name in values.columns if name != column]
+    rows_of = list(values.groupby(table[cluster].to_numpy()).indices.values())
+    generator = np.random.default_rng(seed)
+
+    def correlate(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        ranks = values.iloc[rows].rank()
+        return ranks[others].corrwith(ranks[column]).to_numpy()
+
+    draws = []
+    for _ in range(resamples):
+        chosen = generator.integers(len(rows_of), size=len(rows_of))
+        draws.append(correlate(np.concatenate([rows_of[index] for index in chosen])))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    observed = correlate(np.arange(len(values)))
+    return pd.DataFrame({"correlation": observed, "low": low, "high": high}, index=others)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from dlcf.experiment import read_parameters
 from dlcf.models import available, make
 
 NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
-LONGEST_CELL = 20
+LONGEST_CELL = 18
 
 
 def pinned(text: str) -> dict[str, str]:

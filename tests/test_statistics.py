@@ -10,7 +10,13 @@ from scipy import stats
 import dlcf
 from dlcf.evaluation import per_user_errors
 from dlcf.metrics import mae, rmse
-from dlcf.statistics import compare_models, compare_tables, holm, mean_interval
+from dlcf.statistics import (
+    clustered_correlations,
+    compare_models,
+    compare_tables,
+    holm,
+    mean_interval,
+)
 
 
 def table(values: np.ndarray, column: str = "ndcg") -> pd.DataFrame:
@@ -105,6 +111,32 @@ def test_wrong_tables_are_refused() -> None:
         compare_tables([], [], "auc")
     with pytest.raises(ValueError, match="same users"):
         compare_tables([table(np.zeros(3))], [table(np.zeros(4))], "ndcg")
+
+
+def test_correlations_are_spearmans_and_respect_clusters() -> None:
+    """A property that is one number a user is known as well as there are users, not ratings."""
+    generator = np.random.default_rng(4)
+    user = np.repeat(np.arange(30), 40)
+    trait = generator.normal(size=30)
+    frame = pd.DataFrame(
+        {
+            "user": user,
+            "weight": 0.6 * trait[user] + 0.3 * generator.normal(size=1200),
+            "trait": trait[user],
+            "noise": generator.normal(size=1200),
+        }
+    )
+    found = clustered_correlations(frame, "weight", "user")
+    for name in ("trait", "noise"):
+        expected = stats.spearmanr(frame["weight"], frame[name]).statistic
+        assert found.loc[name, "correlation"] == pytest.approx(expected)
+        assert found.loc[name, "low"] < expected < found.loc[name, "high"]
+    alone = clustered_correlations(frame.assign(user=np.arange(1200)), "weight", "user")
+    width = {
+        key: t.loc["trait", "high"] - t.loc["trait", "low"]
+        for key, t in (("users", found), ("rows", alone))
+    }
+    assert width["users"] > 2 * width["rows"]
 
 
 def test_holm_on_a_worked_example() -> None:
