@@ -285,7 +285,7 @@ def forest(tables: Mapping[str, pd.DataFrame], label: str) -> Figure:
                 table["mean"][group], place[group], xerr=[e[group] for e in error], fmt=marker,
                 color=color, markersize=4, capsize=2,
             )  # fmt: skip
-        axis.set_yticks(place, table.index)
+        axis.set_yticks(place, [_short_name(model) for model in table.index])
         axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split))
     return figure
 
@@ -305,8 +305,9 @@ def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: 
     image = axis.imshow(difference, cmap="PuOr", vmin=-limit, vmax=limit)
     row, column = np.nonzero(significant.to_numpy())
     axis.plot(column, row, "o", color="black", markersize=2.5)
-    axis.set_xticks(range(len(difference)), difference.columns, rotation=60, ha="right")
-    axis.set_yticks(range(len(difference)), difference.index)
+    names = [_short_name(model) for model in difference.index]
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axis.set_yticks(range(len(names)), names)
     axis.grid(False)
     figure.colorbar(image, label=label, shrink=0.8)
     return figure
@@ -348,10 +349,11 @@ def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) 
     ----------
     tables
         Model -> frame with ``confidence``, ``outcome`` and ``cases``; the area of a point shows
-        its share of the cases.
+        its share of the cases. Bins with fewer than 10 cases are not drawn.
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
     for axis, (model, table) in zip(axes[0], tables.items(), strict=True):
+        table = table[table["cases"] >= 10]
         both = pd.concat([table["confidence"], table["outcome"]])
         ends = [both.min(), both.max()]
         axis.plot(ends, ends, color="black", linestyle="--", linewidth=1)
@@ -470,6 +472,10 @@ def matrix_sample(counts: NDArray[Any]) -> Figure:
     axis.set(xlabel="movies, most rated first", ylabel="users, most active first")
     axis.grid(False)
     return figure
+
+
+def _short_name(model: str) -> str:
+    return model.replace(", ranking output (best epoch)", " + ranking")
 
 
 def _shorten(text: str, length: int = 34) -> str:

@@ -215,6 +215,13 @@ class TestContract:
         again = small(model.name).fit(shuffled, movies=toy_movies)
         assert np.array_equal(again.predict(toy_ratings), model.predict(toy_ratings))
 
+    def test_the_same_seed_gives_the_same_bits_on_two_threads(
+        self, model: Recommender, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    ) -> None:
+        torch.set_num_threads(2)  # reset_randomness puts it back
+        first, again = (small(model.name).fit(toy_ratings, movies=toy_movies) for _ in range(2))
+        assert np.array_equal(first.predict(toy_ratings), again.predict(toy_ratings))
+
     def test_fitting_leaves_the_callers_randomness_alone(
         self, model: Recommender, toy_ratings: pd.DataFrame
     ) -> None:
