@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
 
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
+_SAMPLED_MOVIES = 100
 _TIE_SEED = 20251
 
 
@@ -56,6 +58,10 @@ def evaluate(
         `model.score_all`; a movie that the user did not rate in test counts as not relevant. NDCG
         takes gain 1 for a relevant movie. A relevant test movie outside the catalogue cannot be
         recommended but counts in recall and in the ideal list.
+        ``"sampled"``: as ``"full"``, but only the relevant movies and 100 others, drawn once for
+        each user, are ranked. It is here to compare with papers that do so and comes with a
+        warning: it can put models in another order than the whole catalogue does (Krichene and
+        Rendle, 2020).
     k
         Length of the list.
     threshold
@@ -159,7 +165,13 @@ def rank(
     threshold: float = 4.0,
 ) -> RankedLists:
     """The lists that :func:`evaluate` measures; arguments as there."""
-    if protocol not in PROTOCOLS:
+    if protocol == "sampled":
+        warnings.warn(
+            "sampled candidates can put models in another order than the whole catalogue does "
+            "(Krichene and Rendle, KDD 2020); report protocol='full'",
+            stacklevel=3,
+        )
+    elif protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if k < 1:
         raise ValueError(f"k is {k}; rank at least one place")
@@ -174,7 +186,8 @@ def rank(
     test = test[test["userId"].isin(users)].sort_values(["userId", "movieId"])
     if protocol == "rated":
         return _rank_rated(model, test, users, k, threshold)
-    return _rank_full(model, train, test, users, k, threshold)
+    sampled = _SAMPLED_MOVIES if protocol == "sampled" else None
+    return _rank_full(model, train, test, users, k, threshold, sampled)
 
 
 def list_metrics(lists: RankedLists) -> pd.DataFrame:
@@ -235,9 +248,11 @@ def _rank_full(
     users: NDArray[np.int64],
     k: int,
     threshold: float,
+    sampled: int | None = None,
 ) -> RankedLists:
     catalogue = model.movie_ids
-    tie_break = np.random.default_rng(_TIE_SEED).permutation(len(catalogue))
+    generator = np.random.default_rng(_TIE_SEED)
+    tie_break = generator.permutation(len(catalogue))
     seen = _known_cells(train, users, catalogue)
     wanted = _known_cells(test[test["rating"] >= threshold], users, catalogue)
     movies = np.full((len(users), k), -1)
@@ -247,6 +262,12 @@ def _rank_full(
         rows = slice(start, start + _USERS_AT_ONCE)
         scores = model.score_all(users[rows])
         scores[seen[rows].toarray()] = -np.inf
+        if sampled is not None:
+            others = generator.random(scores.shape)
+            others[(seen[rows] + wanted[rows]).toarray()] = -np.inf
+            candidates = wanted[rows].toarray()
+            np.put_along_axis(candidates, top_k(others, sampled), True, axis=1)
+            scores[~candidates] = -np.inf
         best = tie_break[top_k(scores[:, tie_break], k)]
         filled = np.take_along_axis(scores, best, axis=1) > -np.inf
         places = slice(0, best.shape[1])

@@ -150,6 +150,23 @@ def test_equal_scores_do_not_favour_low_ids() -> None:
     assert result["precision@1"] < 0.3
 
 
+def test_sampled_candidates_come_with_a_warning_and_flatter(toy_ratings: pd.DataFrame) -> None:
+    """Fewer rivals make every list better; of 60 movies a sample of 100 is all of them."""
+    train, test = dlcf.split(toy_ratings, seed=2)
+    model = dlcf.make("popular").fit(train)
+    full = evaluate(model, train, test, "full", k=5)
+    with pytest.warns(UserWarning, match="Krichene and Rendle"):
+        everything = evaluate(model, train, test, "sampled", k=5)
+    assert everything == full
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlcf.evaluation._SAMPLED_MOVIES", 5)
+        with pytest.warns(UserWarning):
+            few = evaluate(model, train, test, "sampled", k=5)
+        with pytest.warns(UserWarning):
+            assert evaluate(model, train, test, "sampled", k=5) == few
+    assert few["ndcg@5"] > 1.2 * full["ndcg@5"] and few["rmse"] == full["rmse"]
+
+
 def test_top_k_breaks_ties_by_column() -> None:
     scores = np.array([[1.0, 3.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
     assert top_k(scores, 2).tolist() == [[1, 2], [0, 1]]
@@ -159,7 +176,7 @@ def test_top_k_breaks_ties_by_column() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"protocol": "sampled"}, "unknown protocol"),
+        ({"protocol": "by-moon"}, "unknown protocol"),
         ({"k": 0}, "k is 0"),
         ({"threshold": 6.0}, "no test rating reaches"),
     ],
