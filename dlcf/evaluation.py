@@ -20,6 +20,7 @@ __all__ = [
     "PROTOCOLS",
     "RankedLists",
     "evaluate",
+    "first_places",
     "list_metrics",
     "per_user",
     "per_user_errors",
@@ -232,10 +233,10 @@ def _rank_rated(
     shape = len(users), k
     return RankedLists(
         users,
-        _first_places(test["movieId"].to_numpy(), by_prediction, row, shape, empty=-1),
-        _first_places(rating >= threshold, by_prediction, row, shape),
-        _first_places(rating, by_prediction, row, shape),
-        _first_places(rating, by_rating, row, shape),
+        first_places(test["movieId"].to_numpy(), by_prediction, row, shape, empty=-1),
+        first_places(rating >= threshold, by_prediction, row, shape),
+        first_places(rating, by_prediction, row, shape),
+        first_places(rating, by_rating, row, shape),
         np.minimum(np.bincount(row), k),
         _count_relevant(test, users, threshold),
     )
@@ -287,14 +288,24 @@ def _count_relevant(
     return np.bincount(row, test["rating"] >= threshold).astype(np.int64)
 
 
-def _first_places(
+def first_places(
     values: NDArray[Any],
     order: NDArray[Any],
     row: NDArray[Any],
     shape: tuple[int, int],
     empty: int = 0,
 ) -> NDArray[Any]:
-    """The first values of each row in `order`, which sorts by row first; `empty` behind them."""
+    """The first values of each row in `order`, which sorts by row first; `empty` behind them.
+
+    Parameters
+    ----------
+    values, row
+        Value and row of each entry, ``(n,)``; every row has an entry.
+    order
+        Positions of the entries, by row and within a row as wanted, ``(n,)``.
+    shape
+        Rows and places of the table that comes back.
+    """
     row_in_order = row[order]
     first = np.searchsorted(row_in_order, np.arange(shape[0]))
     place = np.arange(len(order)) - first[row_in_order]

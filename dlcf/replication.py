@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dlcf import metrics
+from dlcf.evaluation import first_places
 
 __all__ = ["CHOICES", "PAPER", "distance", "effects", "nearest", "protocol_table"]
 
@@ -133,12 +134,8 @@ class _Lists:
 
     def _table(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of the first k of each user in `order`; -1 behind."""
-        row = self.row[order]
-        place = np.arange(len(order)) - np.searchsorted(row, np.arange(len(self.size)))[row]
-        table = np.full((len(self.size), self.k), -1)
-        inside = place < self.k
-        table[row[inside], place[inside]] = order[inside]
-        return table
+        positions = np.arange(len(order))
+        return first_places(positions, order, self.row, (len(self.size), self.k), empty=-1)
 
     def measure(self, threshold: float, users: str, divisor: str, gain: str) -> dict[str, float]:
         relevant = np.bincount(self.row, self.actual >= threshold)
