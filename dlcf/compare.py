@@ -35,7 +35,7 @@ from dlcf.experiment import code_version, fit_cached
 from dlcf.models import Recommender, make
 from dlcf.models.network import NetworkRecommender
 from dlcf.splits import describe_split, split
-from dlcf.statistics import compare_tables, holm, mean_interval
+from dlcf.statistics import compare_tables, holm, interval_over_seeds
 
 __all__ = [
     "Job",
@@ -47,6 +47,7 @@ __all__ = [
     "load_comparison",
     "main",
     "pair_table",
+    "provenance",
     "run_job",
     "run_jobs",
     "study",
@@ -334,11 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for how in options.splits
         for seed in options.seeds
     ]
-    result = compare(jobs, options.workers)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    # One interval a line, as [mean, low, high]: a third of the lines, and diffs that can be read.
-    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
-    paths.write_atomically(options.output, text + "\n")
+    paths.write_json(options.output, compare(jobs, options.workers))
     print(f"{len(jobs)} fits compared: {options.output}")
     return 0
 
@@ -373,10 +370,7 @@ def _over_seeds(values: Sequence[Any]) -> Any:
     if isinstance(values[0], Mapping):
         names = dict.fromkeys(name for value in values for name in value)
         return {name: _over_seeds([v[name] for v in values if name in v]) for name in names}
-    if len(values) < 2:
-        return [round(float(values[0]), 5), None, None]
-    interval = mean_interval(values)
-    return [round(bound, 5) for bound in (interval.mean, interval.low, interval.high)]
+    return interval_over_seeds(values)
 
 
 def _pairs(by_label: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -396,26 +390,30 @@ def _pairs(by_label: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str
 
 
 def _provenance(jobs: Sequence[Job]) -> dict[str, Any]:
-    ratings = {job.dataset: load_ratings(job.dataset) for job in jobs}
-    tests = {}
-    for job in jobs:
-        name = f"{job.dataset}, {job.split}, seed {job.seed}"
-        if name not in tests:
-            report = describe_split(*split(ratings[job.dataset], job.split, seed=job.seed))
-            tests[name] = report.test_sha256
     first = jobs[0]
+    tests = {}
+    for how, seed in dict.fromkeys((job.split, job.seed) for job in jobs):
+        report = describe_split(*split(load_ratings(first.dataset), how, seed=seed))
+        tests[f"{first.dataset}, {how}, seed {seed}"] = report.test_sha256
+    return {
+        **provenance(first.dataset, [job.seed for job in jobs]),
+        "test size": 0.2,
+        "k": first.k,
+        "threshold": first.threshold,
+        "test pairs sha256": tests,
+    }
+
+
+def provenance(dataset: str, seeds: Iterable[int]) -> dict[str, Any]:
+    """What numbers were computed with: commit, versions, hardware, seeds, and the data's digest."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted changes": bool(_git("status", "--porcelain", "--", "dlcf")),
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}",
-        "seeds": sorted({job.seed for job in jobs}),
-        "test size": 0.2,
-        "k": first.k,
-        "threshold": first.threshold,
-        "data sha256": {name: fingerprint(frame) for name, frame in ratings.items()},
-        "test pairs sha256": tests,
+        "seeds": sorted(set(seeds)),
+        "data sha256": {dataset: fingerprint(load_ratings(dataset))},
     }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -229,9 +229,8 @@ def code_version(*parts: type[Recommender] | str) -> str:
             modules |= {module for module in classes if module.startswith("dlcf.")}
     digest = hashlib.sha256()
     for module in sorted(modules):
-        digest.update(
-            module.encode() + b"\0" + Path(str(sys.modules[module].__file__)).read_bytes()
-        )
+        source = Path(str(importlib.import_module(module).__file__)).read_bytes()
+        digest.update(module.encode() + b"\0" + source)
     return digest.hexdigest()
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
-__all__ = ["CACHE", "DATA", "FIGURES", "NOTEBOOKS", "RESULTS", "ROOT", "RUNS", "write_atomically"]
+__all__ = [
+    "CACHE",
+    "DATA",
+    "FIGURES",
+    "NOTEBOOKS",
+    "RESULTS",
+    "ROOT",
+    "RUNS",
+    "write_atomically",
+    "write_json",
+]
 
 
 def _find_root() -> Path:
@@ -46,3 +59,10 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write `content` atomically; a list of numbers takes one line, so that diffs can be read."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+    return write_atomically(path, text + "\n")

@@ -21,6 +21,7 @@ __all__ = [
     "compare_models",
     "compare_tables",
     "holm",
+    "interval_over_seeds",
     "mean_interval",
 ]
 
@@ -98,6 +99,17 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     mean = float(values.mean())
     half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values)
     return Interval(mean, mean - float(half), mean + float(half))
+
+
+def interval_over_seeds(values: Sequence[float]) -> list[float | None]:
+    """``[mean, low, high]`` of :func:`mean_interval`, to 5 decimals, as results files hold it.
+
+    The bounds of a single value are None.
+    """
+    if len(values) < 2:
+        return [round(float(values[0]), 5), None, None]
+    interval = mean_interval(values)
+    return [round(bound, 5) for bound in (interval.mean, interval.low, interval.high)]
 
 
 def compare_models(

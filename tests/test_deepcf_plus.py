@@ -364,5 +364,5 @@ def test_rmse_on_the_real_data(ratings: pd.DataFrame) -> None:
     """With the quick settings; the full ones reach 0.77, item-knn and svdpp about 0.85."""
     train, test = dlcf.split(ratings, "random", seed=0)
     movies = dlcf.load_movies("ml-latest-small")
-    model = make("deepcf-plus", seed=0, **DeepCFPlus.QUICK).fit(train, movies=movies)
+    model = make("deepcf-plus", seed=0, preset="quick").fit(train, movies=movies)
     assert 0.765 < rmse(test["rating"], model.predict(test)) < 0.795

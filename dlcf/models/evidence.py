@@ -157,6 +157,12 @@ class Context:
             *self._history(user, kernels, size),
         )
 
+    def feature_names(self) -> tuple[list[str], list[str]]:
+        """What the columns of `Evidence.user` and `Evidence.movie` hold."""
+        movies, times = np.zeros(1, np.int64), np.zeros(1)
+        of_user = self.user_evidence(0, times, self.kernels(0, movies, times))
+        return list(of_user), list(self.movie_evidence(0, movies, times))
+
     def history(self, user: int) -> slice:
         """Where the user's ratings are, in the order of their times."""
         return slice(int(self.start[user]), int(self.start[user + 1]))
