@@ -119,7 +119,7 @@ class AblatedNetwork(EvidenceNetwork):
         Parameters
         ----------
         parts
-            Of ``"embeddings"``, ``"gate"``, ``"tower"``, ``"skip"``, ``"learned attention"``; and of
+            ``"embeddings"``, ``"gate"``, ``"tower"``, ``"skip"``, ``"learned attention"``; and of
             the features, ``"user"`` (mean, count, spread), ``"kernels"`` (the user's others),
             ``"raters"``, and ``"movie"`` (the movie's others).
         names
