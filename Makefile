@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint figures notebooks compare lock clean
+.PHONY: help setup run test lint figures notebooks compare ablation lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,11 @@ notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
 
 compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.json (about an hour)
 	$(BIN)/python -m dlcf.compare
+	$(BIN)/python -m dlcf.compare --dataset ml-100k --splits random \
+		--models deepcf-plus fm-side fm-implicit fm bias --output results/comparison-ml-100k.json
+
+ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
+	$(BIN)/python -m dlcf.ablation
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \

@@ -13,7 +13,7 @@ import copy
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,17 @@ from dlcf.splits import train_validation_test
 from dlcf.statistics import interval_over_seeds
 from dlcf.training import Batch
 
-__all__ = ["OFF", "RANKING", "STEPS", "Variant", "main", "run_seed"]
+__all__ = [
+    "OFF",
+    "RANKING",
+    "STEPS",
+    "Variant",
+    "effect_table",
+    "load_ablation",
+    "main",
+    "run_seed",
+    "summarise",
+]
 
 SPLITS = ("random", "user-temporal")
 SEEDS = (0, 1, 2, 3, 4)
@@ -274,6 +284,46 @@ def summarise(by_seed: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
                 )
             summary[part][label] = row
     return summary
+
+
+def load_ablation(path: Path | None = None) -> dict[str, Any]:
+    """The committed ablation, or another that :func:`main` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none; the message says how to make it.
+    """
+    path = path or paths.RESULTS / RESULTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; run: make ablation")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def effect_table(
+    ablation: Mapping[str, Any], split: str, part: str, column: str = "difference"
+) -> pd.DataFrame:
+    """One part of an ablation on one split.
+
+    Parameters
+    ----------
+    ablation
+        From :func:`load_ablation`.
+    split, part
+        ``"random"`` or ``"user-temporal"``; ``"off"``, ``"steps"`` or ``"ranking"``.
+    column
+        ``"value"``: RMSE in stars, or NDCG@10 of ``"ranking"``; ``"difference"``: what is added to
+        it, by the row against the row before in ``"steps"`` and against ``"nothing"`` elsewhere.
+
+    Returns
+    -------
+    DataFrame
+        Index the variant; ``mean``, ``low``, ``high`` over the seeds. The row that nothing is
+        compared with is left out of differences.
+    """
+    rows = ablation["splits"][split][part]
+    values = {label: row[column] for label, row in rows.items() if column in row}
+    return pd.DataFrame.from_dict(values, orient="index", columns=["mean", "low", "high"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -263,8 +263,10 @@ def paper_comparison(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def forest(tables: Mapping[str, pd.DataFrame], label: str) -> Figure:
-    """Means with intervals, one panel a split, best model on top of each.
+def forest(
+    tables: Mapping[str, pd.DataFrame], label: str, reference: float | None = None
+) -> Figure:
+    """Means with intervals, one panel a split; models of ours in another colour and shape.
 
     Parameters
     ----------
@@ -273,6 +275,8 @@ def forest(tables: Mapping[str, pd.DataFrame], label: str) -> Figure:
         of drawing, top first.
     label
         What the numbers are, with the unit.
+    reference
+        Where a line stands that the numbers are to be compared with; None draws none.
     """
     rows = max(len(table) for table in tables.values())
     figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 0.7 + 0.2 * rows), squeeze=False)
@@ -285,6 +289,8 @@ def forest(tables: Mapping[str, pd.DataFrame], label: str) -> Figure:
                 table["mean"][group], place[group], xerr=[e[group] for e in error], fmt=marker,
                 color=color, markersize=4, capsize=2,
             )  # fmt: skip
+        if reference is not None:
+            axis.axvline(reference, color="black", linewidth=0.8)
         axis.set_yticks(place, [_short_name(model) for model in table.index])
         axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split))
     return figure

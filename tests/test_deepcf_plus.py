@@ -343,11 +343,32 @@ class TestData:
             ("candidates", 0),
             ("regularization", 0.0),
             ("cuts", (0.5, 1.0)),
+            ("preset", "fast"),
         ],
     )
     def test_settings_are_checked(self, name: str, value: Any) -> None:
         with pytest.raises(ValueError, match=name):
             DeepCFPlus(**{name: value})
+
+    def test_a_preset_gives_what_is_not_given(self) -> None:
+        quick = DeepCFPlus(preset="quick")
+        assert (quick.members, quick.epochs) == (1, 2)
+        assert (DeepCFPlus().members, DeepCFPlus().epochs) == (4, 6)
+        assert DeepCFPlus(preset="quick", epochs=5).config["epochs"] == 5
+
+    def test_evidence_is_named_and_hides_the_pair_itself(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        pairs = toy_ratings.iloc[[700]]
+        found = model.evidence(pairs)
+        assert list(found.index) == list(pairs.index)
+        other = toy_ratings.copy()
+        other.loc[pairs.index, "rating"] = 5.5 - other.loc[pairs.index, "rating"]
+        again = small().fit(other).evidence(pairs)
+        columns = [("user", "mean"), ("user", "time 15"), ("movie", "bias")]
+        assert np.allclose(found[columns], again[columns])
+        with pytest.raises(ValueError, match="user -5"):
+            model.evidence(pairs.assign(userId=-5))
 
     def test_a_saved_model_is_small_and_explains_the_same(
         self, model: DeepCFPlus, tmp_path: Path

@@ -364,6 +364,37 @@ class EvidenceRecommender(Recommender):
             ratings[new] = np.clip(self._predict(users[new], columns, times), *self.scale)
         return ratings
 
+    def evidence(self, pairs: pd.DataFrame) -> pd.DataFrame:
+        """What the fixed kernels say of pairs, before any network reads it.
+
+        Parameters
+        ----------
+        pairs
+            Frame with `userId`, `movieId` and, where it is known, `timestamp`; users of train.
+
+        Returns
+        -------
+        DataFrame
+            One row a pair, in the order and with the index of `pairs`; columns are (side, name)
+            of :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`.
+        """
+        users, known, _, _ = self._indices(pairs)
+        if not known.all():
+            unknown = pairs["userId"].to_numpy()[~known][0]
+            raise ValueError(
+                f"pairs: user {unknown} has no rating in train, so there is no evidence"
+            )
+        movies = self._columns(pairs["movieId"].to_numpy())
+        times = self._times(users, pairs["timestamp"].to_numpy() if "timestamp" in pairs else None)
+        of_user, of_movie = self._context.feature_names()
+        names = [("user", name) for name in of_user] + [("movie", name) for name in of_movie]
+        values = np.empty((len(pairs), len(names)))
+        for context, rows in self._contexts(users, movies):
+            found = context.describe(users[rows], movies[rows], times[rows], 1)
+            values[rows] = np.concatenate([found.user, found.movie], axis=1)
+        columns = pd.MultiIndex.from_tuples(names, names=["side", "name"])
+        return pd.DataFrame(values, columns=columns, index=pairs.index)
+
     def _take_side_information(self, movies: pd.DataFrame | None) -> None:
         """Columns: the movies of train, the frame's others, and one for all that are unknown."""
         if movies is None:

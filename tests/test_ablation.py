@@ -1,0 +1,123 @@
+"""The ablation: what is switched off says nothing, and with nothing off it is the model itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dlcf.ablation import (
+    MOVIE,
+    OFF,
+    RATERS,
+    STEPS,
+    AblatedNetwork,
+    Prepared,
+    Variant,
+    effect_table,
+    summarise,
+)
+from dlcf.models.deepcf_plus import DeepCFPlus
+
+NAMES = (
+    ["mean", "count", "spread", "time 15", "co-rated"],
+    [*RATERS, *MOVIE],
+)
+
+
+def network(*parts: str) -> tuple[AblatedNetwork, list[torch.Tensor]]:
+    """A network of two members with random weights, and inputs of 20 pairs with 3 of 5 entries."""
+    torch.manual_seed(3)
+    built = AblatedNetwork(6, 7, (len(NAMES[0]), len(NAMES[1])), 2, 4, 0.1)
+    built.switch_off(parts, NAMES)
+    user, movie = torch.randn(20, 5), torch.randn(20, 9)
+    built.standardise(user, movie)
+    inputs = [
+        torch.randint(0, 6, (20,)), torch.randint(0, 7, (20,)), torch.randn(20), user, movie,
+        torch.randn(20, 5, 8).half(), torch.full((20,), 3),
+    ]  # fmt: skip
+    return built.eval(), inputs
+
+
+def moves(part: str, place: int, columns: slice) -> float:
+    """How far the output moves when some columns of an input do, with `part` switched off."""
+    built, inputs = network(*([part] if part else []))
+    before = built(*inputs)
+    inputs[place] = inputs[place].clone()
+    inputs[place][:, columns] += 0.5
+    return float((built(*inputs) - before).abs().max().detach())
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "columns"),
+    [
+        ("user", 3, slice(0, 3)),
+        ("kernels", 3, slice(3, 5)),
+        ("raters", 4, slice(0, 3)),
+        ("movie", 4, slice(3, 9)),
+        ("learned attention", 5, slice(0, 3)),
+    ],
+)
+def test_what_is_off_is_not_read(part: str, place: int, columns: slice) -> None:
+    assert moves("", place, columns) > 1e-4
+    assert moves(part, place, columns) < 1e-6
+
+
+def test_each_feature_belongs_to_one_group() -> None:
+    for place, size, groups in ((3, 5, ("user", "kernels")), (4, 9, ("raters", "movie"))):
+        for column in range(size):
+            silent = [moves(g, place, slice(column, column + 1)) < 1e-6 for g in groups]
+            assert sum(silent) == 1, (place, column)
+
+
+def test_gate_embeddings_tower_and_skip() -> None:
+    built, inputs = network("gate")
+    assert torch.equal(built.members_forward(*inputs)[1], torch.full((2, 20, 2), 0.5))
+    built, inputs = network("embeddings")
+    others = [(inputs[0] + 1) % 6, (inputs[1] + 1) % 7, *inputs[2:]]
+    assert torch.equal(built(*inputs), built(*others))
+    built, inputs = network("tower", "skip")
+    assert torch.allclose(built(*inputs), inputs[2])
+
+
+def test_a_frozen_part_stays_off_in_training(toy_ratings: pd.DataFrame) -> None:
+    prepared = Prepared(toy_ratings, None, seed=0)
+    model = prepared.train(Variant(("gate", "skip")))
+    assert not model._network.gate.weight.any() and not model._network.skip.weight.any()
+    assert model._network.output.weight.any()
+
+
+def test_with_nothing_off_it_is_the_model(
+    toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    model = Prepared(toy_ratings, toy_movies, seed=2).train(Variant(members=2))
+    whole = DeepCFPlus(members=2, seed=2).fit(toy_ratings, movies=toy_movies)
+    assert np.array_equal(model.predict(toy_ratings), whole.predict(toy_ratings))
+
+
+def test_steps_only_add() -> None:
+    steps = list(STEPS.values())
+    for before, after in itertools.pairwise(steps):
+        assert before != after
+        assert set(after.without) <= set(before.without)
+        assert after.members >= before.members
+    assert OFF["nothing"] in steps
+
+
+def test_differences_are_paired() -> None:
+    by_seed = [
+        {"off": {"nothing": 0.7 + s, "x": 0.71 + s}, "steps": {"a": 0.9 + s, "b": 0.8, "c": 0.7}}
+        for s in (0.0, 0.1, 0.3)
+    ]
+    found = {"splits": {"random": summarise(by_seed)}}
+    off = effect_table(found, "random", "off")
+    assert list(off.index) == ["x"]
+    assert off.loc["x"].to_list() == pytest.approx([0.01, 0.01, 0.01])
+    steps = effect_table(found, "random", "steps")
+    assert steps["mean"].to_dict() == pytest.approx({"b": -0.23333, "c": -0.1})
+    assert effect_table(found, "random", "off", "value").loc["nothing", "mean"] == pytest.approx(
+        0.83333
+    )
