@@ -63,7 +63,7 @@ class FactorizationMachine(Recommender):
     def __init__(
         self,
         *,
-        rank: int = 10,
+        rank: int = 16,
         sweeps: int = 120,
         burn_in: int = 20,
         samples: int = 100,
