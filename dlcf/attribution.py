@@ -110,7 +110,7 @@ def integrated_gradients(
         float64 ``(n, 2)``: the sums over the user's and over the movie's embedding, in stars. A row
         sums to the prediction minus that of the two means, up to the error of the quadrature.
     """
-    network = _embedded(model)._network
+    embedded = _embedded(model)
     try:
         captum = importlib.import_module("captum.attr")
     except ImportError as error:
@@ -118,9 +118,8 @@ def integrated_gradients(
             'integrated gradients are computed with captum: pip install "dlcf[explain]" '
             f"(importing it failed with: {error})"
         ) from error
-    users, known_user, movies, known_movie = model._indices(pairs)
-    if not (known_user & known_movie).all():
-        raise ValueError("pairs name users or movies that are not in train; leave them out")
+    users, movies = embedded.embedded_pairs(pairs)
+    network = embedded._network
     tables = network.user_embedding.weight.detach(), network.movie_embedding.weight.detach()
     means = tuple(table.mean(dim=0, keepdim=True) for table in tables)
     machine = captum.IntegratedGradients(network.rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ from dlcf.models.deepcf_plus import DeepCFPlus
 from dlcf.models.evidence import Context
 from dlcf.models.mf import MatrixFactorization
 
+PLAYER_ATTRIBUTIONS = [shapley_two_players]
+if find_spec("captum"):
+    PLAYER_ATTRIBUTIONS.append(integrated_gradients)
 PLUS = {
     "members": 2,
     "embedding_size": 4,
@@ -217,10 +221,8 @@ class TestPlayers:
         model = HandMade(lambda user, movie: 3 + 0.2 * user - 0.1 * movie)
         p, q = model.embeddings()
         expected = np.stack([0.2 * p, -0.1 * q], axis=1)
-        for found in (
-            shapley_two_players(model, model.pairs()),
-            integrated_gradients(model, model.pairs()),
-        ):
+        for method in PLAYER_ATTRIBUTIONS:
+            found = method(model, model.pairs())
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
     def test_a_product_is_shared_equally(self) -> None:
@@ -228,19 +230,15 @@ class TestPlayers:
         model = HandMade(lambda user, movie: 3 + 0.1 * user * (movie - 1))
         p, q = model.embeddings()
         expected = np.stack([0.05 * p * q] * 2, axis=1)
-        for found in (
-            shapley_two_players(model, model.pairs()),
-            integrated_gradients(model, model.pairs()),
-        ):
+        for method in PLAYER_ATTRIBUTIONS:
+            found = method(model, model.pairs())
             np.testing.assert_allclose(found, expected, atol=1e-5)
         np.testing.assert_allclose(share(expected), 0.5)
 
     def test_who_is_ignored_gets_nothing(self) -> None:
         model = HandMade(lambda user, movie: 3 + 0.2 * torch.tanh(movie) + 0 * user)
-        for found in (
-            shapley_two_players(model, model.pairs()),
-            integrated_gradients(model, model.pairs()),
-        ):
+        for method in PLAYER_ATTRIBUTIONS:
+            found = method(model, model.pairs())
             np.testing.assert_allclose(found[:, 0], 0, atol=1e-7)
             assert np.abs(found[:, 1]).max() > 0.1
 
@@ -252,6 +250,7 @@ class TestPlayers:
         found = shapley_two_players(deepcf, pairs)
         np.testing.assert_allclose(found.sum(axis=1), gain, atol=1e-6)
         np.testing.assert_allclose(found, [shapley_by_orders(v) for v in values], atol=1e-6)
+        pytest.importorskip("captum")
         errors = [
             np.abs(integrated_gradients(deepcf, pairs, steps).sum(axis=1) - gain).max()
             for steps in (16, 1024)
@@ -301,8 +300,6 @@ class TestPlayers:
         unknown = pairs.assign(movieId=[int(pairs["movieId"].iloc[0]), -1, -1])
         with pytest.raises(ValueError, match="row 1: movieId -1"):
             shapley_two_players(deepcf, unknown)
-        with pytest.raises(ValueError, match="not in train"):
-            integrated_gradients(deepcf, unknown)
         with pytest.raises(ValueError, match="baseline='cold'"):
             shapley_two_players(bias, pairs)
         with pytest.raises(ValueError, match="mean, cold"):
@@ -311,6 +308,11 @@ class TestPlayers:
             user_share(bias, pairs, "attention")
         with pytest.raises(ValueError, match="choose one of"):
             user_share(deepcf, pairs, "guess")
+
+    def test_gradients_need_embeddings(self, deepcf: DeepCF) -> None:
+        pytest.importorskip("captum")
+        with pytest.raises(ValueError, match="row 0: userId -1"):
+            integrated_gradients(deepcf, pd.DataFrame({"userId": [-1], "movieId": [2]}))
 
     def test_without_captum_it_says_what_to_install(
         self, deepcf: DeepCF, monkeypatch: pytest.MonkeyPatch

@@ -417,6 +417,10 @@ class DeepCF(NetworkRecommender):
         ValueError
             A user or a movie is unknown: it has no embedding to leave out.
         """
+        return self._coalitions(*self.embedded_pairs(pairs))
+
+    def embedded_pairs(self, pairs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions of the pairs' users and movies; ValueError where one has no embedding."""
         users, known_user, movies, known_movie = self._indices(pairs)
         for column, known in (("userId", known_user), ("movieId", known_movie)):
             if not known.all():
@@ -425,7 +429,7 @@ class DeepCF(NetworkRecommender):
                     f"pairs, row {row}: {column} {pairs[column].iloc[row]} is not in train and has "
                     "no embedding; leave such rows out"
                 )
-        return self._coalitions(users, movies)
+        return users, movies
 
     def _coalitions(self, users: NDArray[Any], movies: NDArray[Any]) -> NDArray[np.float64]:
         index = (torch.as_tensor(i, device=self._device()).split(4096) for i in (users, movies))
