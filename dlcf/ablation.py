@@ -257,7 +257,7 @@ def _ranking(fitted: DeepCFPlus, train: pd.DataFrame, validation: pd.DataFrame) 
         model = copy.copy(fitted)
         for name, value in settings.items():
             setattr(model, name, value)
-        model._rank_items()
+        model.__dict__.pop("_item_scores", None)  # they were computed with the old settings
         found[label] = float(per_user(model, train, validation)["ndcg"].mean())
     return found
 
