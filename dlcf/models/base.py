@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import shutil
@@ -24,6 +25,7 @@ from dlcf.models.explanation import Explanation
 __all__ = ["Interactions", "Recommender", "top_k"]
 
 FORMAT = 1
+USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -116,6 +118,7 @@ class Recommender(ABC):
     movie_ids: NDArray[np.int64]
     scale: tuple[float, float]
     titles: list[str] | None
+    is_revised: bool = False  # made by `revised`: serves, but is not saved
 
     @property
     def config(self) -> dict[str, Any]:
@@ -271,6 +274,102 @@ class Recommender(ABC):
             "use a model such as deepcf"
         )
 
+    def revised(self, user_id: int, changes: Mapping[int, float | None]) -> Recommender:
+        """This model, serving one user as if some of the user's ratings were others.
+
+        What the model makes of a history is computed again from the changed one: the user's bias,
+        the ratings that are averaged, the movies that are left out of recommendations. What was
+        learned from all ratings together (similarities, item weights, networks, other users) stays
+        as it is: nothing is trained again. No changes, the same answers.
+
+        Parameters
+        ----------
+        user_id
+            A user of train.
+        changes
+            MovieLens' ids of movies that the user rated in train, each with its new rating, or with
+            None where it is taken away.
+
+        Returns
+        -------
+        Recommender
+            A model on the whole contract but `save`; this one is left as it is. It may be revised
+            again.
+
+        Raises
+        ------
+        ValueError
+            The user is unknown, a movie is none that the user rated, or a rating is off the scale.
+        NotImplementedError
+            The model keeps no ratings: what it knows of a user is in trained numbers.
+        """
+        self._check_fitted()
+        ratings = self._training_ratings()
+        (user,), (known,) = _positions(self.user_ids, np.array([user_id]))
+        if not known:
+            raise ValueError(f"user {user_id} has no rating in train that could be changed")
+        first, last = (int(i) for i in self._seen.indptr[user : user + 2])
+        rated = {int(self.movie_ids[self._seen.indices[i]]): i for i in range(first, last)}
+        new, kept = np.array(ratings, dtype=np.float64), np.ones(len(ratings), dtype=bool)
+        low, high = self.scale
+        for movie_id, rating in changes.items():
+            if movie_id not in rated:
+                raise ValueError(f"user {user_id} did not rate movie {movie_id} in train")
+            if rating is not None and not low <= rating <= high:
+                raise ValueError(
+                    f"rating {rating} of movie {movie_id} is off the scale, {low:g} to {high:g}"
+                )
+            kept[rated[movie_id]] = rating is not None
+            new[rated[movie_id]] = low if rating is None else rating
+        served = copy.copy(self)
+        served.is_revised = True
+        served._seen = self._seen.copy()
+        served._seen.data = kept.astype(self._seen.dtype)
+        served._seen.eliminate_zeros()
+        own = np.arange(first, last)[kept[first:last]]
+        left = new[own] - self._mean - self._movie_bias[self._seen.indices[own]]
+        served._user_bias = self._user_bias.copy()
+        served._user_bias[user] = left.sum() / (len(own) + USER_DAMPING)
+        served._revise(self, int(user), kept, new)
+        return served
+
+    def ratings_of(self, user_id: int) -> pd.DataFrame:
+        """What the model knows that a user rated in train.
+
+        Returns
+        -------
+        DataFrame
+            `movieId` ascending, `rating`; empty for an unknown user.
+
+        Raises
+        ------
+        NotImplementedError
+            As :meth:`revised`.
+        """
+        self._check_fitted()
+        ratings = self._training_ratings()
+        (user,), (known,) = _positions(self.user_ids, np.array([user_id]))
+        rows = slice(*self._seen.indptr[user : user + 2]) if known else slice(0, 0)
+        movie_ids = self.movie_ids[self._seen.indices[rows]]
+        return pd.DataFrame({"movieId": movie_ids, "rating": ratings[rows].astype(np.float64)})
+
+    def _training_ratings(self) -> NDArray[Any]:
+        """The ratings of train, in (user, movie) order as in `_seen`."""
+        raise NotImplementedError(
+            f"{self.name} keeps no ratings of its users, only what it learned from them; fit it "
+            "again on a changed train, or use deepcf-plus, item-knn or ease"
+        )
+
+    def _revise(
+        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
+    ) -> None:
+        """Serve ``ratings[kept]``, of which only those of `user`, a position, have changed.
+
+        Called on a shallow copy of `original` with `_seen` and `_user_bias` revised already; both
+        arrays are in the order of the original's :meth:`_training_ratings`.
+        """
+        raise NotImplementedError(f"{self.name} cannot serve a changed history")
+
     def save(self, folder: str | Path) -> Path:
         """Write the model as `model.safetensors` and `model.json`; the folder appears whole.
 
@@ -280,6 +379,8 @@ class Recommender(ABC):
             The folder. A model that was there before is replaced only once the new one is written.
         """
         self._check_fitted()
+        if self.is_revised:
+            raise ValueError(f"this {self.name} was revised for one user; save what it came from")
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         fitted: Arrays = {
@@ -396,7 +497,10 @@ class Recommender(ABC):
 
 
 def fit_biases(
-    data: Interactions, user_damping: float = 5.0, movie_damping: float = 3.0, sweeps: int = 15
+    data: Interactions,
+    user_damping: float = USER_DAMPING,
+    movie_damping: float = MOVIE_DAMPING,
+    sweeps: int = 15,
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
     """Global mean, user biases and movie biases by alternating damped means.
 

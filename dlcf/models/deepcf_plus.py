@@ -18,6 +18,7 @@ computed; :mod:`dlcf.models.evidence` says how, and why nothing less will do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -369,12 +370,17 @@ class DeepCFPlus(EvidenceRecommender):
         self._network.eval()
 
     def _take_ratings(self, data: Interactions) -> None:
-        """Also computes the item-item scores of all users."""
         super()._take_ratings(data)
-        weights = np.zeros((data.n_users, data.n_movies), np.float32)
+        self.__dict__.pop("_item_scores", None)
+
+    @cached_property
+    def _item_scores(self) -> NDArray[np.float32]:
+        """The item-item scores of all users; in closed form, and only once they are asked for."""
+        data = self._data
+        weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
         deviation = data.ratings - np.float32(self._context.mean)
         weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)
-        self._item_scores = item_scores(weights, self.regularization)
+        return item_scores(weights, self.regularization)
 
     def _build(self) -> EvidenceNetwork:
         """A fresh network; how many features there are is asked of a single pair."""

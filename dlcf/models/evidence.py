@@ -395,6 +395,7 @@ class EvidenceRecommender(Recommender):
         self._timed = bool(data.timestamps.any())
         self._fold = folds_of(len(data), self.folds, self.seed)
         self._context = Context(self._data, self._side)
+        self._latest = self._context.times[self._context.start[1:] - 1]
 
     def _contexts(
         self, users: NDArray[Any], movies: NDArray[Any]
@@ -423,11 +424,22 @@ class EvidenceRecommender(Recommender):
         """Seconds of each pair; all 0 where training had no times."""
         if not self._timed:
             return np.zeros(len(users))
-        latest = self._context.times[self._context.start[users + 1] - 1] + 3600.0
+        latest = self._latest[users] + 3600.0
         if timestamps is None:
             return latest
         given = np.asarray(timestamps, dtype=float)
         return np.where(np.isnan(given), latest, given)
+
+    def _training_ratings(self) -> Floats:
+        return self._data.ratings
+
+    def _revise(
+        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
+    ) -> None:
+        """All evidence is computed from the changed ratings; the moment that is asked of stays."""
+        data = replace(self._data, ratings=ratings.astype(np.float32)).take(kept)
+        self._take_ratings(data)
+        self._fold, self._latest = original._fold[kept], original._latest
 
     def _state(self) -> Arrays:
         return {

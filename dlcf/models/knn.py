@@ -108,7 +108,7 @@ class _Neighborhood(Recommender):
     ) -> NDArray[np.float64]:
         rows, columns = self._rows_and_columns(users, movies)
         ratings = self._mean + self._user_bias[users] + self._movie_bias[movies]
-        rated = self._deviations.T.tocsr()
+        rated = self._rated()
         targets, target_of = np.unique(rows, return_inverse=True)
         by_target = np.argsort(target_of, kind="stable")
         for first in range(0, len(targets), ROWS_AT_ONCE):
@@ -119,6 +119,10 @@ class _Neighborhood(Recommender):
                 similarity, target_of[pairs] - first, rated, columns[pairs]
             )
         return ratings
+
+    def _rated(self) -> sparse.csr_matrix:
+        """``r_ui - b_ui`` of the ratings that are averaged, columns x rows."""
+        return self._deviations.T.tocsr()
 
     def _deviation(
         self,
@@ -183,6 +187,7 @@ class ItemKNN(_Neighborhood):
     """
 
     name = "item-knn"
+    _revised_ratings: sparse.csr_matrix | None = None
 
     def __init__(
         self,
@@ -211,6 +216,24 @@ class ItemKNN(_Neighborhood):
 
     def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         return (self._seen[users] @ self._neighbors).toarray()
+
+    def _rated(self) -> sparse.csr_matrix:
+        return super()._rated() if self._revised_ratings is None else self._revised_ratings
+
+    def _training_ratings(self) -> NDArray[np.float64]:
+        rated = self._rated()
+        users = np.repeat(np.arange(rated.shape[0]), np.diff(rated.indptr))
+        baseline = self._mean + self._user_bias[users] + self._movie_bias[rated.indices]
+        return np.round(rated.data + baseline, 6)  # as given: the sum has other last bits
+
+    def _revise(
+        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
+    ) -> None:
+        seen = self._seen
+        users = np.repeat(np.arange(seen.shape[0]), np.diff(seen.indptr))
+        baseline = self._mean + self._user_bias[users] + self._movie_bias[seen.indices]
+        deviations = ratings[kept] - baseline, seen.indices, seen.indptr
+        self._revised_ratings = sparse.csr_matrix(deviations, shape=seen.shape)
 
 
 class UserKNN(_Neighborhood):

@@ -144,6 +144,8 @@ class EASE(_Ranker):
 
     _inverse: NDArray[np.float32]
     _diagonal: NDArray[np.float64]
+    # Of a revised model: the matrix that B was fitted on, and the user whose row has changed.
+    _fitted_on: sparse.csr_matrix | None = None
 
     def __init__(self, *, regularization: float = 300.0, rating_weight: float = 1.0) -> None:
         self.regularization = regularization
@@ -177,8 +179,42 @@ class EASE(_Ranker):
         seen = self._seen
         return sparse.csr_matrix((self._values, seen.indices, seen.indptr), shape=seen.shape)
 
+    def item_weights(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Entries of B, ``(len(rows), len(columns))``, by positions in `movie_ids`.
+
+        ``B_ij = -P_ij / P_jj`` off the diagonal, 0 on it; all columns by default.
+        """
+        matrix = self._matrix() if self._fitted_on is None else self._fitted_on
+        columns = np.arange(matrix.shape[1]) if columns is None else columns
+        if len(self._inverse) == matrix.shape[0]:  # P = (I - X^T inverse X) / regularization
+            half = matrix[:, rows].T @ self._inverse.astype(np.float64)
+            product = -np.asarray((matrix[:, columns].T @ half.T).T) / self.regularization
+        else:
+            product = self._inverse[np.ix_(rows, columns)].astype(np.float64)
+        return np.where(rows[:, None] == columns, 0.0, -product / self._diagonal[columns])
+
+    def _training_ratings(self) -> NDArray[np.float64]:
+        if self.rating_weight == 0:
+            raise NotImplementedError(
+                "ease with rating_weight=0 sees who rated what and keeps no ratings; give it a "
+                "rating_weight"
+            )
+        return np.round((self._values - 1.0) / self.rating_weight + self._mean, 4)
+
+    def _revise(
+        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
+    ) -> None:
+        if original._fitted_on is None:
+            self._fitted_on = original._matrix()
+        self._values = (1.0 + self.rating_weight * (ratings[kept] - self._mean)).astype(np.float32)
+
     def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         matrix = self._matrix()
+        if self._fitted_on is not None:
+            rated = np.unique(matrix[users].indices).astype(np.int64)
+            return (matrix[users][:, rated] @ self.item_weights(rated)).astype(np.float32)
         if len(self._inverse) == len(self.user_ids):
             product = (matrix.T @ self._inverse[:, users]).T
         else:
