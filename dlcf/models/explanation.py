@@ -13,7 +13,7 @@ __all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem", "table
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
 BAR = 20  # characters
-CELL = "text-align:left;padding:0 1em 0 0"
+LEFT = 'style="text-align:left"'
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Explanation:
                 lines += [f"  counted {word}:{'' if items else ' none'}"]
                 lines += [f"    {i.effect:+.2f}  {i.rating:.1f} for {_named(i)}" for i in items]
         if self.genres:
-            lines += [""] + [f"Genres {word}: {names}." for word, names in self._genre_lists()]
+            lines += ["", self._genres()]
         if self.counterfactual:
             lines += ["", self.counterfactual.sentence()]
         return "\n".join(lines)
@@ -237,8 +237,7 @@ class Explanation:
             heads = ("Rating left out", "Stars given", "Effect in stars")
             parts.append(table_of(self._caption(), heads, rows))
         if self.genres:
-            lists = (f"Genres {word}: {names}." for word, names in self._genre_lists())
-            parts.append(f"<p>{escape(' '.join(lists))}</p>")
+            parts.append(f"<p>{escape(self._genres())}</p>")
         if self.counterfactual:
             parts.append(f"<p>{escape(self.counterfactual.sentence())}</p>")
         body = "\n".join(parts)
@@ -246,18 +245,22 @@ class Explanation:
 
     def _html_bar(self) -> str:
         """The user's share filled, the movie's empty, and both in words."""
-        label = escape(self._weights())
-        share = f"{100 * self.user_weight:.0f}%"
+        user, movie = self._percent()
+        label = f"Bar of the two weights: user {user}%, movie {movie}%"
+        # Borders and not backgrounds, which are lost in print and in high contrast.
         return (
-            f'<div role="img" aria-label="{label}" style="border:1px solid currentColor;'
-            'height:0.7em;max-width:24em">'
-            f'<div style="background:currentColor;height:100%;width:{share}"></div></div>\n'
-            f"<p>{label}</p>"
+            f'<div role="img" aria-label="{label}" style="border:1px solid;max-width:24em">'
+            f'<div style="border-top:0.7em solid;width:{user}%"></div></div>\n'
+            f"<p>{escape(self._weights())}</p>"
         )
 
-    def _weights(self) -> str:
+    def _percent(self) -> tuple[int, int]:
         user = round(100 * self.user_weight)
-        text = f"{user}% the user's preferences (filled), {100 - user}% the movie's characteristics"
+        return user, 100 - user
+
+    def _weights(self) -> str:
+        user, movie = self._percent()
+        text = f"{user}% the user's preferences (filled), {movie}% the movie's characteristics"
         if self.method:
             text += f" ({self.method}; faithfulness "
             known = self.faithfulness is not None
@@ -281,11 +284,12 @@ class Explanation:
             for word, sign in (("for", 1), ("against", -1))
         ]
 
-    def _genre_lists(self) -> list[tuple[str, str]]:
-        return [
-            (word, ", ".join(f"{g.genre} {g.effect:+.2f}" for g in genres) or "none")
+    def _genres(self) -> str:
+        sides = [
+            f"{word} {', '.join(f'{g.genre} {g.effect:+.2f}' for g in genres) or 'none'}"
             for word, genres in self._sides(self.genres)
         ]
+        return f"Genres of these ratings, in stars: {'; '.join(sides)}."
 
     def _reason(self) -> str:
         """The two ratings of the history that count most, as the end of a sentence."""
@@ -293,7 +297,9 @@ class Explanation:
         if self.measured:
             counted = [item for _, items in self._sides(self.history) for item in items]
             history = tuple(sorted(counted, key=lambda item: -abs(item.effect or 0.0))[:2])
-        shown = [f"{item.rating:.1f} for {_named(item)}" for item in history]
+            if not history:
+                return "; no rating that was left out makes a difference by itself"
+        shown = [f"{item.rating:.1f} for {_named(item)}{_stars(item)}" for item in history]
         count = "count" if len(shown) > 1 else "counts"
         return f"; of the user's ratings, {' and '.join(shown)} {count} most" if shown else ""
 
@@ -313,24 +319,27 @@ def table_of(
         Name and rows of each group, a row as long as `heads`; a group without a name gets no
         heading, one without rows says "none".
     """
-    columns = "".join(f'<th scope="col" style="{CELL}">{escape(head)}</th>' for head in heads)
+    columns = "".join(f'<th scope="col" {LEFT}>{escape(head)}</th>' for head in heads)
     lines = [
-        f'<table>\n<caption style="text-align:left">{escape(caption)}</caption>',
+        f"<table>\n<caption {LEFT}>{escape(caption)}</caption>",
         f"<thead><tr>{columns}</tr></thead>",
     ]
     for name, rows in groups:
         lines.append("<tbody>")
         if name:
             text = escape(name if rows else f"{name}: none")
-            wide = f'scope="rowgroup" colspan="{len(heads)}"'
-            lines.append(f'<tr><th {wide} style="{CELL}">{text}</th></tr>')
+            head = f'<th scope="rowgroup" colspan="{len(heads)}" {LEFT}>{text}</th>'
+            lines.append(f"<tr>{head}</tr>")
         for first, *others in rows:
-            head = f'<th scope="row" style="{CELL};font-weight:normal">{escape(first)}</th>'
-            cells = "".join(f'<td style="{CELL}">{escape(cell)}</td>' for cell in others)
-            lines.append(f"<tr>{head}{cells}</tr>")
+            cells = "".join(f"<td {LEFT}>{escape(cell)}</td>" for cell in others)
+            lines.append(f'<tr><th scope="row" {LEFT}>{escape(first)}</th>{cells}</tr>')
         lines.append("</tbody>")
     return "\n".join([*lines, "</table>"])
 
 
 def _named(movie: Explanation | HistoryItem | Counterfactual) -> str:
     return f"“{movie.title}”" if movie.title else f"movie {movie.movie_id}"
+
+
+def _stars(item: HistoryItem) -> str:
+    return "" if item.effect is None else f" ({item.effect:+.2f} stars)"
