@@ -41,6 +41,7 @@ __all__ = [
 
 STEP = 2.0  # stars by which a counterfactual moves a rating
 TRIED = 3  # ratings that a counterfactual is looked for among
+MEASURED = 64  # ratings that are left out, where the model does not say which it attended to
 SHOWN = 10  # ratings of the history on a page
 
 Calibration = Callable[[float], float]
@@ -78,9 +79,10 @@ def explain_for(
     Returns
     -------
     Explanation
-        Effects are of the ratings that the model attended to; of all that the user gave where it
-        attends to none. They are of the predicted rating, which is inside the scale. A model may
-        rank by more than that: what becomes of the list is what the counterfactual says.
+        Effects are of the ratings that the model attended to; where it attends to none, of the 64
+        whose movies share most raters with this one. They are effects on the predicted rating,
+        inside the scale. A model may rank by more than that (`ease` predicts by biases, so that is
+        what its effects are of): what becomes of the list, the counterfactual says.
 
     Raises
     ------
@@ -399,11 +401,15 @@ def _with_effects(
         rated = model.ratings_of(user_id)
     except NotImplementedError:
         return found
-    own = tuple(
+    own = [
         HistoryItem(int(movie), model.title(movie) or titles.get(movie), float(rating), 0.0)
         for movie, rating in rated.itertuples(index=False)
-    )
-    histories = [[item for item in e.history or own if item.movie_id != e.movie_id] for e in found]
+    ]
+    histories = [e.history or _related(model, own, e.movie_id) for e in found]
+    histories = [
+        [item for item in history if item.movie_id != e.movie_id]
+        for e, history in zip(found, histories, strict=True)
+    ]
     left_out = sorted({item.movie_id for history in histories for item in history})
     effects = rating_effects(model, user_id, [e.movie_id for e in found], left_out)
     row = {movie: effects[i] for i, movie in enumerate(left_out)}
@@ -413,6 +419,17 @@ def _with_effects(
         items.sort(key=lambda item: (-abs(item.effect or 0.0), item.movie_id))
         measured.append(replace(found[column], history=tuple(items)))
     return measured
+
+
+def _related(model: Recommender, own: Sequence[HistoryItem], movie_id: int) -> list[HistoryItem]:
+    """The ratings of the movies most like one, by the cosine of who rated them."""
+    row, column = model.seen(model.user_ids)
+    raters = row[model.movie_ids[column] == movie_id]
+    common = np.bincount(column[np.isin(row, raters)], minlength=len(model.movie_ids))
+    cosine = common / np.sqrt(np.bincount(column, minlength=len(model.movie_ids)))
+    place = np.searchsorted(model.movie_ids, [item.movie_id for item in own])
+    nearest = np.argsort(-cosine[place], kind="stable")[:MEASURED]
+    return [own[i] for i in nearest]
 
 
 def _find_counterfactual(
