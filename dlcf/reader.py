@@ -425,8 +425,9 @@ def _related(model: Recommender, own: Sequence[HistoryItem], movie_id: int) -> l
     """The ratings of the movies most like one, by the cosine of who rated them."""
     row, column = model.seen(model.user_ids)
     raters = row[model.movie_ids[column] == movie_id]
-    common = np.bincount(column[np.isin(row, raters)], minlength=len(model.movie_ids))
-    cosine = common / np.sqrt(np.bincount(column, minlength=len(model.movie_ids)))
+    n_movies = len(model.movie_ids)
+    common = np.bincount(column[np.isin(row, raters)], minlength=n_movies)
+    cosine = common / np.sqrt(np.maximum(np.bincount(column, minlength=n_movies), 1))
     place = np.searchsorted(model.movie_ids, [item.movie_id for item in own])
     nearest = np.argsort(-cosine[place], kind="stable")[:MEASURED]
     return [own[i] for i in nearest]
