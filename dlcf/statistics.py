@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = [
     "Comparison",
     "Interval",
     "clustered_correlations",
+    "clustered_interval",
     "compare_models",
     "compare_tables",
     "holm",
@@ -233,6 +234,39 @@ def clustered_correlations(
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     observed = correlate(np.arange(len(values)))
     return pd.DataFrame({"correlation": observed, "low": low, "high": high}, index=others)
+
+
+def clustered_interval(
+    clusters: ArrayLike,
+    statistic: Callable[[NDArray[np.int64]], float],
+    confidence: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """Any statistic of rows with an interval from resampling whole clusters (percentile bootstrap).
+
+    Parameters
+    ----------
+    clusters
+        Which cluster each row is in, such as its user, ``(n,)``.
+    statistic
+        Of row numbers, in which a row may be repeated.
+
+    Returns
+    -------
+    Interval
+        `mean` is the statistic of all rows.
+    """
+    clusters = np.asarray(clusters)
+    rows_of = [np.flatnonzero(clusters == cluster) for cluster in np.unique(clusters)]
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        chosen = generator.integers(len(rows_of), size=len(rows_of))
+        draws.append(statistic(np.concatenate([rows_of[index] for index in chosen])))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(statistic(np.arange(len(clusters)))), float(low), float(high))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -64,6 +64,7 @@ OTHER: dict[str, Any] = {
     "dropout": (0.6, 0.6),
     "lr_factor": 0.1,
     "ranking_weight": 0.5,
+    "faithful_weight": 0.5,
     "lr_patience": 0,
     "early_stopping": 1,
     "neighbors": 3,

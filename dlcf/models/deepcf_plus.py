@@ -17,7 +17,7 @@ computed; :mod:`dlcf.models.evidence` says how, and why nothing less will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -338,6 +338,74 @@ class DeepCFPlus(EvidenceRecommender):
             rating = float(context.ratings[position])
             items.append(HistoryItem(movie_id, self.title(movie_id), rating, float(weights[entry])))
         return float(gate[:, 0, 0].double().mean()), tuple(items)
+
+    def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
+        """Weights on the user's and the movie's side, the means of the members' gates.
+
+        Parameters
+        ----------
+        pairs
+            Frame with `userId`, `movieId` and, where the moment is known, `timestamp`.
+
+        Returns
+        -------
+        ndarray
+            float64 ``(n, 2)``, rows sum to 1; of unknown users and movies as in :meth:`explain`.
+        """
+        users, known_user, movies, known_movie = self._indices(pairs)
+        user_weight = np.where(known_user == known_movie, 0.5, known_user)
+        known = np.flatnonzero(known_user & known_movie)
+        user_weight[known] = 0.0
+        stamps = pairs["timestamp"].to_numpy()[known] if "timestamp" in pairs else None
+        for _, rows, _, gate, _ in self._read(users[known], movies[known], stamps):
+            user_weight[known[rows]] = gate[:, 0]
+        return np.stack([user_weight, 1.0 - user_weight], axis=1)
+
+    def history_attention(
+        self, users: NDArray[np.int64], movies: NDArray[np.int64], signed: bool = False
+    ) -> NDArray[np.float64]:
+        """Learned attention on each rating of one user's history, mean over members and heads.
+
+        Parameters
+        ----------
+        users, movies
+            ``(n,)`` positions in `user_ids` and `movie_ids`; the user is the same in all.
+        signed
+            Multiply by the rating's deviation, which is what the attention averages.
+
+        Returns
+        -------
+        ndarray
+            ``(ratings of the user, n)``, 0 where a rating is not among the `history_size` that are
+            attended to.
+        """
+        own = self._seen[users[0]].indices
+        found = np.zeros((len(own), len(movies)))
+        for context, rows, evidence, _, weights in self._read(users, movies, None):
+            values = weights * evidence.channels[:, :, 0] if signed else weights
+            entry, place = np.nonzero(np.arange(values.shape[1]) < evidence.count[:, None])
+            column = context.movies[evidence.history[entry, place]]
+            found[np.searchsorted(own, column), rows[entry]] = values[entry, place]
+        return found
+
+    def _read(
+        self, users: NDArray[Any], movies: NDArray[Any], timestamps: NDArray[Any] | None
+    ) -> Iterator[tuple[Context, NDArray[Any], Evidence, NDArray[Any], NDArray[Any]]]:
+        """By context: its pairs with a history, their evidence, gates and attention, as means."""
+        times = self._times(users, timestamps).astype(float)
+        device = pick_device(self.device)
+        for context, all_rows in self._contexts(users, movies):
+            seen = all_rows[context.user_count[users[all_rows]] > 0]
+            for rows in np.split(seen, range(4096, len(seen), 4096)):
+                if not len(rows):
+                    continue
+                pair = users[rows], movies[rows]
+                evidence = context.describe(*pair, times[rows], self.history_size)
+                with torch.no_grad():
+                    inputs = (tensor.to(device) for tensor in _tensors(*pair, evidence))
+                    _, gate, attention = self._network.members_forward(*inputs)
+                weights = attention.double().mean(dim=(0, 3)).cpu().numpy()
+                yield context, rows, evidence, gate.double().mean(dim=0).cpu().numpy(), weights
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None

@@ -217,6 +217,28 @@ class ItemKNN(_Neighborhood):
     def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         return (self._seen[users] @ self._neighbors).toarray()
 
+    def history_terms(self, user: int, movies: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each rating of a user adds to the baseline of some movies.
+
+        Parameters
+        ----------
+        user, movies
+            Positions in `user_ids` and `movie_ids`.
+
+        Returns
+        -------
+        ndarray
+            ``s_ij (r_uj - b_uj) / (damping + sum_j s_ij)`` in stars, ``(ratings of the user,
+            len(movies))``; 0 of a rating that is not among the neighbours.
+        """
+        own = self._rated()[user]
+        weight = np.maximum(self._similarities(movies)[:, own.indices], 0.0)
+        place = np.argsort(np.argsort(-weight, axis=1, kind="stable"), axis=1)
+        weight[place >= self.neighbors] = 0.0
+        total = weight.sum(axis=1, keepdims=True) + self.damping
+        weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+        return (weight * own.data).T
+
     def _rated(self) -> sparse.csr_matrix:
         return super()._rated() if self._revised_ratings is None else self._revised_ratings
 

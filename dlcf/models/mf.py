@@ -157,6 +157,11 @@ class MatrixFactorization(NetworkRecommender):
         self._check_fitted()
         return self._network.movie_factors.weight.detach().cpu().numpy()
 
+    def movie_parts(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The movies' vectors ``(n_movies, factors)`` and the mean plus their biases, in stars."""
+        level = self._network.mean + self._network.movie_bias.weight[:, 0]
+        return self.movie_factors().astype(np.float64), level.detach().cpu().double().numpy()
+
 
 class SVDPlusPlus(MatrixFactorization):
     """SVD++: matrix factorisation with the user's set of rated movies as implicit feedback.

@@ -23,7 +23,7 @@ from dlcf.training import (
     train_network,
 )
 
-__all__ = ["NetworkRecommender", "rated_movies"]
+__all__ = ["NetworkRecommender", "hold_out", "rated_movies"]
 
 WEIGHTS = ("last", "best")
 
@@ -76,7 +76,7 @@ class NetworkRecommender(Recommender):
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights are {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
         if validation is None:
-            data, validation = _hold_out(data, self.validation_fraction, self.seed)
+            data, validation = hold_out(data, self.validation_fraction, self.seed)
         device = pick_device(self.device)
         with seeded(self.seed, device):
             self._network = self._build(data).to(device)
@@ -157,7 +157,7 @@ def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, T
     return movie[torch.repeat_interleave(start[users] - first, count) + offset], first, count
 
 
-def _hold_out(
+def hold_out(
     data: Interactions, fraction: float, seed: int
 ) -> tuple[Interactions, Interactions | None]:
     """Set a random share of the ratings aside; none where it would round to nothing."""

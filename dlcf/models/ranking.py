@@ -195,6 +195,22 @@ class EASE(_Ranker):
             product = self._inverse[np.ix_(rows, columns)].astype(np.float64)
         return np.where(rows[:, None] == columns, 0.0, -product / self._diagonal[columns])
 
+    def history_terms(self, user: int, movies: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each rating of a user adds to the scores of some movies, ``x_uj B_ji``.
+
+        Parameters
+        ----------
+        user, movies
+            Positions in `user_ids` and `movie_ids`.
+
+        Returns
+        -------
+        ndarray
+            ``(ratings of the user, len(movies))``; columns sum to the scores.
+        """
+        own = self._matrix()[user]
+        return own.data[:, None] * self.item_weights(own.indices.astype(np.int64), movies)
+
     def _training_ratings(self) -> NDArray[np.float64]:
         if self.rating_weight == 0:
             raise NotImplementedError(
