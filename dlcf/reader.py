@@ -72,7 +72,7 @@ def explain_for(
     calibration
         From strength in [0, 1] to the chance that the rating is `threshold` stars or more.
     threshold
-        In stars.
+        In stars; a calibration that has a `threshold` of its own keeps that.
     k
         Length of the list of recommendations that the counterfactual looks at.
 
@@ -387,9 +387,16 @@ def _said(
             known_movie=bool(np.isin(movie_id, model.movie_ids)),
         )
     explanation = replace(explanation, title=explanation.title or titles.get(movie_id))
+    if explanation.known_user and explanation.known_movie and explanation.method is None:
+        explanation = replace(
+            explanation,
+            method=getattr(model, "explanation_method", None),
+            faithfulness=getattr(model, "faithfulness", None),
+        )
     if calibration is None:
         return explanation
     chance = _checked_chance(calibration, explanation.strength)
+    threshold = getattr(calibration, "threshold", threshold)
     return replace(explanation, chance=chance, threshold=threshold)
 
 

@@ -124,7 +124,7 @@ class TestText:
             str(full),
             "",
             "[###########.........] 57% the user's preferences (filled), 43% the movie's "
-            "characteristics (attention; faithfulness 0.12 on held-out data)",
+            "characteristics (attention; faithfulness 0.12 of 1 on held-out data)",
             "",
             "Stars by which the prediction is higher with a rating than without it (10 ratings, "
             "left out one at a time):",

@@ -183,7 +183,8 @@ class TestEffects:
         user, movie = int(model.user_ids[0]), int(model.movie_ids[0])
         why = explain_for(model, user, movie, movies=toy_movies, calibration=lambda s: s)
         assert why.history == () and why.counterfactual is None and why.genres == ()
-        assert replace(why, chance=None, threshold=None) == model.explain(user, movie)
+        said = {"chance": None, "threshold": None, "method": None, "faithfulness": None}
+        assert replace(why, **said) == replace(model.explain(user, movie), **said)
         assert why.chance == why.strength and why.threshold == 4.0
 
     @pytest.mark.parametrize("name", ["item-knn", "ease", "deepcf", "deepcf-plus"])
@@ -196,6 +197,16 @@ class TestEffects:
             why = explain_for(model, *pair, movies=toy_movies)
             assert why.history == () and why.counterfactual is None and not why.known_user
         assert not explain_for(model, user, -1, movies=toy_movies).known_movie
+
+
+class TestMethod:
+    def test_it_is_what_the_model_says_of_its_weights(self, linear: Linear) -> None:
+        attentive = Linear(linear.ratings, attended=(3, 2))
+        assert explain_for(attentive, USER, 101).method is None
+        attentive.explanation_method, attentive.faithfulness = "attention", 0.25  # type: ignore
+        why = explain_for(attentive, USER, 101)
+        assert (why.method, why.faithfulness) == ("attention", 0.25)
+        assert "(attention; faithfulness 0.25 of 1 on held-out data)" in why.text()
 
 
 class TestGenres:
@@ -221,6 +232,16 @@ class TestChance:
         assert why.chance == pytest.approx((3.15 / 4.5) ** 2) and why.threshold == 3.5
         assert "chance of 3.5 stars or more 49%" in str(why)
         assert explain_for(linear, USER, 101).chance is None
+
+    def test_a_calibration_knows_its_threshold(self, linear: Linear) -> None:
+        class Calibration:
+            threshold = 4.5
+
+            def __call__(self, strength: float) -> np.ndarray:
+                return np.asarray(0.25)
+
+        why = explain_for(linear, USER, 101, calibration=Calibration(), threshold=3.5)
+        assert (why.chance, why.threshold) == (0.25, 4.5)
 
     @pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
     def test_a_wrong_calibration_is_refused(self, linear: Linear, wrong: float) -> None:

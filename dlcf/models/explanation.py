@@ -137,8 +137,8 @@ class Explanation:
     method
         How the two weights were obtained, such as "attention" or "shapley".
     faithfulness
-        How well such weights agree with what interventions show, over held-out data: 1 is perfect,
-        0 is chance. None where it was not measured.
+        How well such weights go with exact Shapley values over held-out ratings, a correlation in
+        [-1, 1]: 1 is perfect, 0 is chance. None where it was not measured.
     chance, threshold
         Calibrated chance in [0, 1] that the user's rating is `threshold` stars or more.
     genres
@@ -264,7 +264,7 @@ class Explanation:
         if self.method:
             text += f" ({self.method}; faithfulness "
             known = self.faithfulness is not None
-            text += f"{self.faithfulness:.2f} on held-out data)" if known else "not measured)"
+            text += f"{self.faithfulness:.2f} of 1 on held-out data)" if known else "not measured)"
         return text
 
     def _chance(self) -> str:
