@@ -17,7 +17,7 @@ setup: $(INSTALLED)  ## make the environment in .venv
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[explain,test]"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[explain,test,widgets]"
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary implicit,myfm \
 		--editable ".[baselines]" \
 		|| echo "myfm or implicit has no wheel for this Python: their models and tests are left out."
