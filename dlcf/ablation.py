@@ -2,8 +2,7 @@
 
 For each split and seed a validation part is cut from train; no test rating is read. Evidence is
 computed once, and networks are trained on it with an ingredient switched off, or added step by
-step from almost nothing. All but the ensembles are single networks, so that a difference is not
-blurred by averaging.
+step from almost nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import per_user
 from dlcf.experiment import code_version
 from dlcf.metrics import rmse
-from dlcf.models.deepcf_plus import DeepCFPlus, EvidenceNetwork
+from dlcf.models.deepcf_plus import HIDDEN, DeepCFPlus, EvidenceNetwork
 from dlcf.models.evidence import Context, episodes
 from dlcf.splits import train_validation_test
 from dlcf.statistics import interval_over_seeds
@@ -72,14 +71,11 @@ class Variant:
         movies (genres, years) is given.
     episodes
         ``"all"``, ``"random"`` or ``"future"``: which training episodes there are.
-    members
-        Networks in the ensemble.
     """
 
     without: tuple[str, ...] = ()
     data: str = "all"
     episodes: str = "all"
-    members: int = 1
 
 
 OFF: dict[str, Variant] = {
@@ -94,7 +90,6 @@ OFF: dict[str, Variant] = {
     "facts of the movie": Variant(("movie",)),
     "gate": Variant(("gate",)),
     "tower": Variant(("tower",)),
-    "skip": Variant(("skip",)),
     "embeddings": Variant(("embeddings",)),
 }
 
@@ -106,8 +101,6 @@ STEPS: dict[str, Variant] = {
     "+ fixed kernels": Variant(EVIDENCE[4:], "no times"),
     "+ learned attention": Variant((), "no times"),
     "+ times of the ratings": Variant(),
-    "+ two members": Variant(members=2),
-    "+ four members": Variant(members=4),
 }
 
 # Of the ranking: nothing is trained again.
@@ -129,8 +122,8 @@ class AblatedNetwork(EvidenceNetwork):
         Parameters
         ----------
         parts
-            ``"embeddings"``, ``"gate"``, ``"tower"``, ``"skip"``, ``"learned attention"``; and of
-            the features, ``"user"`` (mean, count, spread), ``"kernels"`` (the user's others),
+            ``"embeddings"``, ``"gate"``, ``"tower"``, ``"learned attention"``; and of the features,
+            ``"user"`` (mean, count, spread), ``"kernels"`` (the user's others),
             ``"raters"``, and ``"movie"`` (the movie's others).
         names
             Of the features of both sides.
@@ -148,10 +141,9 @@ class AblatedNetwork(EvidenceNetwork):
             _freeze(self.movie_embedding)
         if "gate" in parts:
             _freeze(self.gate)
-        if "tower" in parts:
-            _freeze(self.output)
-        if "skip" in parts:
-            _freeze(self.skip)
+        if "tower" in parts:  # the output reads what the gate lets through
+            self.output = nn.Linear(HIDDEN[0], 1)
+            self.tower = nn.Identity()
         if "learned attention" in parts:  # everything goes to the null entry, whose logit is 0
             _freeze(self.attention, bias=-30.0)
 
@@ -170,7 +162,6 @@ class _Ablated(DeepCFPlus):
             self._data.n_users,
             self._data.n_movies,
             (len(names[0]), len(names[1])),
-            self.members,
             self.embedding_size,
             self.tower_dropout,
             self.weight_decay,
@@ -208,7 +199,7 @@ class Prepared:
     def train(self, variant: Variant) -> DeepCFPlus:
         """A fitted model."""
         model = copy.copy(self.model)
-        model.members, model.without = variant.members, variant.without
+        model.without = variant.without
         model._train(self.batches[variant.episodes], None)
         return model
 

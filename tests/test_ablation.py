@@ -29,9 +29,9 @@ NAMES = (
 
 
 def network(*parts: str) -> tuple[AblatedNetwork, list[torch.Tensor]]:
-    """A network of two members with random weights, and inputs of 20 pairs with 3 of 5 entries."""
+    """A network with random weights, and inputs of 20 pairs with 3 of 5 entries."""
     torch.manual_seed(3)
-    built = AblatedNetwork(6, 7, (len(NAMES[0]), len(NAMES[1])), 2, 4, 0.1)
+    built = AblatedNetwork(6, 7, (len(NAMES[0]), len(NAMES[1])), 4, 0.1)
     built.switch_off(parts, NAMES)
     user, movie = torch.randn(20, 5), torch.randn(20, 9)
     built.standardise(user, movie)
@@ -73,28 +73,29 @@ def test_each_feature_belongs_to_one_group() -> None:
             assert sum(silent) == 1, (place, column)
 
 
-def test_gate_embeddings_tower_and_skip() -> None:
+def test_gate_embeddings_and_tower() -> None:
     built, inputs = network("gate")
-    assert torch.equal(built.members_forward(*inputs)[1], torch.full((2, 20, 2), 0.5))
+    assert torch.equal(built.read(*inputs)[1], torch.full((20, 2), 0.5))
     built, inputs = network("embeddings")
     others = [(inputs[0] + 1) % 6, (inputs[1] + 1) % 7, *inputs[2:]]
     assert torch.equal(built(*inputs), built(*others))
-    built, inputs = network("tower", "skip")
-    assert torch.allclose(built(*inputs), inputs[2])
+    built, inputs = network("tower")
+    assert isinstance(built.tower, torch.nn.Identity) and built(*inputs).shape == (20,)
 
 
 def test_a_frozen_part_stays_off_in_training(toy_ratings: pd.DataFrame) -> None:
     prepared = Prepared(toy_ratings, None, seed=0)
-    model = prepared.train(Variant(("gate", "skip")))
-    assert not model._network.gate.weight.any() and not model._network.skip.weight.any()
+    model = prepared.train(Variant(("gate", "embeddings")))
+    assert not model._network.gate.weight.any()
+    assert not model._network.user_embedding.weight.any()
     assert model._network.output.weight.any()
 
 
 def test_with_nothing_off_it_is_the_model(
     toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
-    model = Prepared(toy_ratings, toy_movies, seed=2).train(Variant(members=2))
-    whole = DeepCFPlus(members=2, seed=2).fit(toy_ratings, movies=toy_movies)
+    model = Prepared(toy_ratings, toy_movies, seed=2).train(Variant())
+    whole = DeepCFPlus(seed=2).fit(toy_ratings, movies=toy_movies)
     assert np.array_equal(model.predict(toy_ratings), whole.predict(toy_ratings))
 
 
@@ -103,7 +104,6 @@ def test_steps_only_add() -> None:
     for before, after in itertools.pairwise(steps):
         assert before != after
         assert set(after.without) <= set(before.without)
-        assert after.members >= before.members
     assert OFF["nothing"] in steps
 
 

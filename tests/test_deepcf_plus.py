@@ -20,7 +20,7 @@ from dlcf.models.evidence import Context, SideInformation, episodes
 from dlcf.models.explanation import Explanation, HistoryItem
 
 SMALL: dict[str, Any] = {
-    "members": 2, "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),
+    "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),
     "epochs": 2, "batch_size": 256, "candidates": 10,
 }  # fmt: skip
 
@@ -197,26 +197,23 @@ class TestNothingLeaks:
 
 
 class TestNetwork:
-    def test_members_differ_and_weights_sum(
-        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
-    ) -> None:
+    def test_weights_sum(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
         data = model._interactions(toy_ratings[:50])
         inputs = model._inputs(model._context, data.users, data.movies, data.timestamps)
         with torch.no_grad():
-            ratings, gate, attention = model._network.members_forward(*inputs)
-        assert ratings.shape == (2, 50) and (ratings[0] - ratings[1]).abs().max() > 1e-3
-        torch.testing.assert_close(gate.sum(-1), torch.ones(2, 50))
-        mass = attention.sum(2)
+            ratings, gate, attention = model._network.read(*inputs)
+        torch.testing.assert_close(gate.sum(1), torch.ones(50))
+        mass = attention.sum(1)
         assert (mass > 0).all() and (mass < 1).all()
-        torch.testing.assert_close(model._network(*inputs), ratings.mean(0))
+        assert torch.equal(model._network(*inputs), ratings)
 
     def test_unfilled_entries_of_the_history_are_not_attended(self, model: DeepCFPlus) -> None:
         users, movies = np.array([0]), np.array([3])
         inputs = list(model._inputs(model._context, users, movies, np.array([1e9])))
         inputs[-1] = torch.tensor([2])
         with torch.no_grad():
-            attention = model._network.members_forward(*inputs)[2]
-        assert attention[:, 0, 2:].max() < 1e-9 < attention[:, 0, :2].min()
+            attention = model._network.read(*inputs)[2]
+        assert attention[0, 2:].max() < 1e-9 < attention[0, :2].min()
 
     def test_time_matters(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
         pairs = toy_ratings[:50]
@@ -306,7 +303,7 @@ class TestData:
     @pytest.mark.parametrize("n", [2, 3, 5, 20])
     def test_tiny_data_are_served(self, toy_ratings: pd.DataFrame, n: int, tmp_path: Path) -> None:
         for train in (toy_ratings[:n], toy_ratings.sample(n, random_state=n)):
-            model = DeepCFPlus(epochs=10, members=1).fit(train)
+            model = DeepCFPlus(epochs=10).fit(train)
             predicted = model.predict(toy_ratings)
             assert np.isfinite(predicted).all()
             scores = model.score_all(model.user_ids)
@@ -337,7 +334,6 @@ class TestData:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("members", 0),
             ("history_size", 0),
             ("folds", 1),
             ("candidates", 0),
@@ -351,9 +347,8 @@ class TestData:
             DeepCFPlus(**{name: value})
 
     def test_a_preset_gives_what_is_not_given(self) -> None:
-        quick = DeepCFPlus(preset="quick")
-        assert (quick.members, quick.epochs) == (1, 2)
-        assert (DeepCFPlus().members, DeepCFPlus().epochs) == (4, 6)
+        assert DeepCFPlus(preset="quick").epochs == 2
+        assert DeepCFPlus().epochs == 6
         assert DeepCFPlus(preset="quick", epochs=5).config["epochs"] == 5
 
     def test_evidence_is_named_and_hides_the_pair_itself(

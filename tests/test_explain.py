@@ -50,7 +50,6 @@ PLAYER_ATTRIBUTIONS = [shapley_two_players]
 if find_spec("captum"):
     PLAYER_ATTRIBUTIONS.append(integrated_gradients)
 PLUS = {
-    "members": 2,
     "embedding_size": 4,
     "history_size": 8,
     "folds": 2,

@@ -27,7 +27,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "svdpp": {"epochs": 3, "factors": 6, "batch_size": 128},
     "deepcf": {"epochs": 2, "embedding_size": 8, "hidden": (12, 6), "dropout": (0.2, 0.1)},
     "deepcf-plus": {
-        "members": 2,
         "embedding_size": 4,
         "history_size": 8,
         "folds": 2,
@@ -81,7 +80,6 @@ OTHER: dict[str, Any] = {
     "beta": 0.9,
     "positive_threshold": 3.0,
     "rating_weight": 0.2,
-    "members": 3,
     "history_size": 4,
     "tower_dropout": 0.6,
     "folds": 3,

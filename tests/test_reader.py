@@ -103,7 +103,7 @@ def fitted(toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame) -> dict[str, Rec
         "ease": {"regularization": 20.0},
         "deepcf": {"epochs": 1, "embedding_size": 8, "hidden": (12, 6), "dropout": (0.2, 0.1)},
         "deepcf-plus": {
-            "members": 2, "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),
+            "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),
             "epochs": 2, "batch_size": 256,
         },
     }  # fmt: skip

@@ -8,8 +8,8 @@ part; the rating is the movie's damped mean plus a correction that a network rea
 - the movie's other ratings, weighted by how their authors agree with the user, and its age.
 
 Two attention weights that sum to 1, as in the paper, gate the user's side and the movie's side
-before a tower; an ensemble of such networks is trained at once. Movies are ranked by a closed-form
-item-item model, whose best candidates are re-weighted by the rating predicted for them.
+before a tower. Movies are ranked by a closed-form item-item model, whose best candidates are
+re-weighted by the rating predicted for them.
 
 Training imitates the test: the network learns from ratings that were hidden when their evidence was
 computed; :mod:`dlcf.models.evidence` says how, and why nothing less will do.
@@ -49,20 +49,8 @@ HEADS, HIDDEN = 4, (128, 64)
 ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
 
 
-class MemberLinear(nn.Module):
-    """A linear layer for each member of an ensemble: ``(members, n, inputs) -> (..., outputs)``."""
-
-    def __init__(self, members: int, inputs: int, outputs: int, gain: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(members, inputs, outputs) * gain * inputs**-0.5)
-        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, inputs, self.weight)
-
-
 class EvidenceNetwork(RatingNetwork):
-    """Corrects the baseline by the evidence; the members share nothing but the batches.
+    """Corrects the baseline by the evidence.
 
     For the channels ``c_j`` of the history, whose first is the deviation ``d_j``, the features x_u
     and x_m of the two sides and the embeddings p, q::
@@ -71,7 +59,7 @@ class EvidenceNetwork(RatingNetwork):
         o = [sum_j b_j d_j; sum_j b_j]                         what was attended to, and how much
         h_u = silu(U [x_u; o; p]),  h_m = silu(M [x_m; q])
         a = softmax(G [h_u; h_m])                              the paper's two weights, sum 1
-        r = baseline + w . silu(T 2 [a_1 h_u; a_2 h_m]) + s . [x_u; x_m; o]
+        r = baseline + w . silu(T 2 [a_1 h_u; a_2 h_m])
     """
 
     centre_user: Tensor
@@ -84,29 +72,27 @@ class EvidenceNetwork(RatingNetwork):
         n_users: int,
         n_movies: int,
         n_features: tuple[int, int],
-        members: int,
         embedding_size: int,
         dropout: float,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        self.members, self.dropout, self.weight_decay = members, dropout, weight_decay
+        self.dropout, self.weight_decay = dropout, weight_decay
         for side, size in zip(("user", "movie"), n_features, strict=True):
             self.register_buffer(f"centre_{side}", torch.zeros(size))
             self.register_buffer(f"scale_{side}", torch.ones(size))
-        self.user_embedding = nn.Embedding(members * n_users, embedding_size)
-        self.movie_embedding = nn.Embedding(members * n_movies, embedding_size)
+        self.user_embedding = nn.Embedding(n_users, embedding_size)
+        self.movie_embedding = nn.Embedding(n_movies, embedding_size)
         for table in (self.user_embedding, self.movie_embedding):
             nn.init.normal_(table.weight, std=0.05)
         half = HIDDEN[0] // 2
-        self.attention_hidden = MemberLinear(members, N_CHANNELS, 16)
-        self.attention = MemberLinear(members, 16, HEADS)
-        self.user_side = MemberLinear(members, n_features[0] + embedding_size + 2 * HEADS, half)
-        self.movie_side = MemberLinear(members, n_features[1] + embedding_size, half)
-        self.gate = MemberLinear(members, 2 * half, 2, 0.1)
-        self.tower = MemberLinear(members, 2 * half, HIDDEN[1])
-        self.output = MemberLinear(members, HIDDEN[1], 1, 0.1)
-        self.skip = MemberLinear(members, sum(n_features) + 2 * HEADS, 1, 0.05)
+        self.attention_hidden = _linear(N_CHANNELS, 16)
+        self.attention = _linear(16, HEADS)
+        self.user_side = _linear(n_features[0] + embedding_size + 2 * HEADS, half)
+        self.movie_side = _linear(n_features[1] + embedding_size, half)
+        self.gate = _linear(2 * half, 2, 0.1)
+        self.tower: nn.Module = _linear(2 * half, HIDDEN[1])
+        self.output = _linear(HIDDEN[1], 1, 0.1)
 
     def standardise(self, user: Tensor, movie: Tensor) -> None:
         """Centre and scale features by what training holds; a constant feature is left at 0."""
@@ -127,53 +113,45 @@ class EvidenceNetwork(RatingNetwork):
         ]
         return torch.optim.AdamW(groups, fused=True)
 
-    def members_forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ratings ``(members, n)``, gate ``(members, n, 2)``, attention ``(members, n, history,
-        heads)``; the inputs are users, movies and the first five fields of :class:`Evidence`."""
+    def read(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ratings ``(n,)``, gate ``(n, 2)``, attention ``(n, history, heads)``; the inputs are
+        users, movies and the first five fields of :class:`Evidence`."""
         users, movies, baseline, user, movie, channels, count = inputs
-        n, size = channels.shape[:2]
-        user = self._expand(((user - self.centre_user) / self.scale_user).clamp(-5, 5))
-        movie = self._expand(((movie - self.centre_movie) / self.scale_movie).clamp(-5, 5))
-        entries = self._expand(channels.float().reshape(n * size, N_CHANNELS))
-        hidden = nn.functional.silu(self.attention_hidden(entries))
-        logits = self.attention(hidden).view(self.members, n, size, HEADS)
+        user = ((user - self.centre_user) / self.scale_user).clamp(-5, 5)
+        movie = ((movie - self.centre_movie) / self.scale_movie).clamp(-5, 5)
+        entries = channels.float()
+        logits = self.attention(nn.functional.silu(self.attention_hidden(entries)))
+        size = entries.shape[1]
         empty = torch.arange(size, device=count.device) >= count[:, None]
         logits = logits.masked_fill(empty[:, :, None], -30.0)
         # The padded row, of logit 0, is the null entry: a head may attend to nothing.
-        weights = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 1)), dim=2)[:, :, :size]
-        deviation = channels[..., :1].float()
-        attended = torch.cat([(weights * deviation).sum(2), weights.sum(2)], dim=-1)
+        weights = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 1)), dim=1)[:, :size]
+        attended = torch.cat([(weights * entries[..., :1]).sum(1), weights.sum(1)], dim=1)
         user_id = self._embed(self.user_embedding, users)
         movie_id = self._embed(self.movie_embedding, movies)
-        user_side = nn.functional.silu(self.user_side(torch.cat([user, attended, user_id], -1)))
-        movie_side = nn.functional.silu(self.movie_side(torch.cat([movie, movie_id], -1)))
-        gate = torch.softmax(self.gate(torch.cat([user_side, movie_side], -1)), dim=-1)
-        gated = torch.cat([gate[..., :1] * user_side, gate[..., 1:] * movie_side], -1)
+        user_side = nn.functional.silu(self.user_side(torch.cat([user, attended, user_id], 1)))
+        movie_side = nn.functional.silu(self.movie_side(torch.cat([movie, movie_id], 1)))
+        gate = torch.softmax(self.gate(torch.cat([user_side, movie_side], 1)), dim=1)
+        gated = torch.cat([gate[:, :1] * user_side, gate[:, 1:] * movie_side], 1)
         hidden = nn.functional.silu(self.tower(self._drop(2 * gated)))
-        correction = self.output(self._drop(hidden))
-        correction = correction + self.skip(torch.cat([user, movie, attended], -1))
-        return baseline + correction.squeeze(-1), gate, weights
+        return baseline + self.output(self._drop(hidden)).squeeze(1), gate, weights
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.members_forward(*inputs)[0].mean(dim=0)
-
-    def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the members' squared errors, so that each learns alone; that of their mean."""
-        *inputs, ratings = batch
-        predicted = self.members_forward(*inputs)[0]
-        objective = (predicted - ratings).square().mean(dim=1).sum()
-        return objective, nn.functional.mse_loss(predicted.mean(dim=0), ratings)
-
-    def _expand(self, rows: Tensor) -> Tensor:
-        return rows.expand(self.members, *rows.shape)
+        return self.read(*inputs)[0]
 
     def _drop(self, values: Tensor) -> Tensor:
         return nn.functional.dropout(values, self.dropout, self.training)
 
     def _embed(self, table: nn.Embedding, index: Tensor) -> Tensor:
-        rows = table.num_embeddings // self.members
-        member = torch.arange(self.members, device=index.device)[:, None]
-        return nn.functional.dropout(table(index + rows * member), ID_DROPOUT, self.training)
+        return nn.functional.dropout(table(index), ID_DROPOUT, self.training)
+
+
+def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    """A layer with weights of standard deviation ``gain / sqrt(inputs)`` and biases of 0."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=gain * inputs**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def item_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
@@ -198,7 +176,7 @@ def _tensors(users: NDArray[Any], movies: NDArray[Any], evidence: Evidence) -> B
 
 
 class DeepCFPlus(EvidenceRecommender):
-    """Evidence of other ratings, read by a gated ensemble; see the module's description.
+    """Evidence of other ratings, read by a gated network; see the module's description.
 
     Its predictions depend on the time of the pair: where no timestamp is given, it is an hour
     after the user's last rating. A movie without training ratings is predicted too, from the
@@ -210,10 +188,7 @@ class DeepCFPlus(EvidenceRecommender):
     Parameters
     ----------
     preset
-        ``"full"``, or ``"quick"``, which fits in a third of the time at a loss of about 0.01 of
-        RMSE: what `members` and `epochs` are where they are not given.
-    members
-        Networks in the ensemble.
+        ``"full"`` or ``"quick"``: how many `epochs` there are where they are not given, 6 or 2.
     embedding_size
         Length of the user and movie embeddings.
     history_size
@@ -237,10 +212,7 @@ class DeepCFPlus(EvidenceRecommender):
     """
 
     name = "deepcf-plus"
-    PRESETS: ClassVar[dict[str, dict[str, int]]] = {
-        "full": {"members": 4, "epochs": 6},
-        "quick": {"members": 1, "epochs": 2},
-    }
+    PRESETS: ClassVar[dict[str, int]] = {"full": 6, "quick": 2}  # epochs
 
     history: History
     _network: EvidenceNetwork
@@ -249,7 +221,6 @@ class DeepCFPlus(EvidenceRecommender):
         self,
         *,
         preset: str = "full",
-        members: int | None = None,
         embedding_size: int = 16,
         history_size: int = 32,
         tower_dropout: float = 0.1,
@@ -268,10 +239,8 @@ class DeepCFPlus(EvidenceRecommender):
     ) -> None:
         if preset not in self.PRESETS:
             raise ValueError(f"no preset {preset!r}; choose {' or '.join(self.PRESETS)}")
-        members = self.PRESETS[preset]["members"] if members is None else members
-        epochs = self.PRESETS[preset]["epochs"] if epochs is None else epochs
+        epochs = self.PRESETS[preset] if epochs is None else epochs
         for name, value, least in (
-            ("members", members, 1),
             ("history_size", history_size, 1),
             ("folds", folds, 2),
             ("candidates", candidates, 1),
@@ -283,7 +252,6 @@ class DeepCFPlus(EvidenceRecommender):
         if not all(0 < cut < 1 for cut in cuts):
             raise ValueError(f"cuts are {tuple(cuts)}; give fractions between 0 and 1")
         self.preset = preset
-        self.members = members
         self.embedding_size = embedding_size
         self.history_size = history_size
         self.tower_dropout = tower_dropout
@@ -303,9 +271,9 @@ class DeepCFPlus(EvidenceRecommender):
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength, the gate's two weights, and the attended ratings of one recommendation.
 
-        Weights are means over the members, those of the history over the heads too; the rest of
-        the history's weight is the null entry's. Where user or movie is unknown, or the user has no
-        other rating, there is no history and the weights are those of what is known.
+        The weights of the history are means over the heads; the rest is the null entry's. Where
+        user or movie is unknown, or the user has no other rating, there is no history and the
+        weights are those of what is known.
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
         rating = float(self.predict(pair)[0])
@@ -313,10 +281,10 @@ class DeepCFPlus(EvidenceRecommender):
         user_weight = 0.5 if known_user == known_movie else float(known_user)
         items: tuple[HistoryItem, ...] = ()
         if known_user and known_movie:
-            context, _ = next(self._contexts(users, movies))
             user_weight = 0.0
-            if context.user_count[users[0]]:
-                user_weight, items = self._attend(context, users, movies)
+            for context, _, evidence, gate, weights in self._read(users, movies, None):
+                user_weight = float(gate[0, 0])
+                items = self._attended(context, evidence, weights[0])
         low, high = self.scale
         return Explanation(
             user_id=int(user_id),
@@ -332,26 +300,20 @@ class DeepCFPlus(EvidenceRecommender):
             history=items,
         )
 
-    def _attend(
-        self, context: Context, users: NDArray[Any], movies: NDArray[Any]
-    ) -> tuple[float, tuple[HistoryItem, ...]]:
-        """The user's weight and the attended ratings, highest weight first, of a single pair."""
-        evidence = context.describe(users, movies, self._times(users, None), self.history_size)
-        device = pick_device(self.device)
-        with torch.no_grad():
-            inputs = (tensor.to(device) for tensor in _tensors(users, movies, evidence))
-            _, gate, attention = self._network.members_forward(*inputs)
-        weights = attention[:, 0].double().mean(dim=(0, 2)).cpu().numpy()
+    def _attended(
+        self, context: Context, evidence: Evidence, weights: NDArray[Any]
+    ) -> tuple[HistoryItem, ...]:
+        """The attended ratings of a single pair, the highest weight first."""
         items = []
         for entry in np.argsort(-weights[: evidence.count[0]], kind="stable"):
             position = evidence.history[0, entry]
             movie_id = int(self.movie_ids[context.movies[position]])
             rating = float(context.ratings[position])
             items.append(HistoryItem(movie_id, self.title(movie_id), rating, float(weights[entry])))
-        return float(gate[:, 0, 0].double().mean()), tuple(items)
+        return tuple(items)
 
     def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
-        """Weights on the user's and the movie's side, the means of the members' gates.
+        """Weights on the user's and the movie's side: the gate.
 
         Parameters
         ----------
@@ -375,7 +337,7 @@ class DeepCFPlus(EvidenceRecommender):
     def history_attention(
         self, users: NDArray[np.int64], movies: NDArray[np.int64], signed: bool = False
     ) -> NDArray[np.float64]:
-        """Learned attention on each rating of one user's history, mean over members and heads.
+        """Learned attention on each rating of one user's history, the mean over the heads.
 
         Parameters
         ----------
@@ -402,7 +364,7 @@ class DeepCFPlus(EvidenceRecommender):
     def _read(
         self, users: NDArray[Any], movies: NDArray[Any], timestamps: NDArray[Any] | None
     ) -> Iterator[tuple[Context, NDArray[Any], Evidence, NDArray[Any], NDArray[Any]]]:
-        """By context: its pairs with a history, their evidence, gates and attention, as means."""
+        """By context: its pairs with a history, their evidence, gates, and attention by rating."""
         times = self._times(users, timestamps).astype(float)
         device = pick_device(self.device)
         for context, all_rows in self._contexts(users, movies):
@@ -414,9 +376,9 @@ class DeepCFPlus(EvidenceRecommender):
                 evidence = context.describe(*pair, times[rows], self.history_size)
                 with torch.no_grad():
                     inputs = (tensor.to(device) for tensor in _tensors(*pair, evidence))
-                    _, gate, attention = self._network.members_forward(*inputs)
-                weights = attention.double().mean(dim=(0, 3)).cpu().numpy()
-                yield context, rows, evidence, gate.double().mean(dim=0).cpu().numpy(), weights
+                    _, gate, attention = self._network.read(*inputs)
+                weights = attention.double().mean(dim=2).cpu().numpy()
+                yield context, rows, evidence, gate.double().cpu().numpy(), weights
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
@@ -472,7 +434,6 @@ class DeepCFPlus(EvidenceRecommender):
             self._data.n_users,
             self._data.n_movies,
             (len(user), len(movie)),
-            self.members,
             self.embedding_size,
             self.tower_dropout,
             self.weight_decay,
