@@ -186,6 +186,7 @@ class TestEffects:
         said = {"chance": None, "threshold": None, "method": None, "faithfulness": None}
         assert replace(why, **said) == replace(model.explain(user, movie), **said)
         assert why.chance == why.strength and why.threshold == 4.0
+        assert why.method == "attention" and why.faithfulness == model.faithfulness
 
     @pytest.mark.parametrize("name", ["item-knn", "ease", "deepcf", "deepcf-plus"])
     def test_the_unknown_is_explained(
