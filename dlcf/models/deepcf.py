@@ -342,8 +342,9 @@ class DeepCF(NetworkRecommender):
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength and attention weights of one recommendation.
 
-        The weights are those of :meth:`attention_weights`; for an unknown user or movie the
-        strength is that of the fallback's rating.
+        The weights are those of :meth:`attention_weights`, labelled by what they are and how
+        faithful they measured; for an unknown user or movie the strength is that of the fallback's
+        rating.
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
         rating = float(self.predict(pair)[0])
@@ -361,6 +362,8 @@ class DeepCF(NetworkRecommender):
             title=self.title(movie_id),
             known_user=bool(known_user[0]),
             known_movie=bool(known_movie[0]),
+            method=self.explanation_method,
+            faithfulness=self.faithfulness,
         )
 
     def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:

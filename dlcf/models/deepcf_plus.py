@@ -298,6 +298,7 @@ class DeepCFPlus(EvidenceRecommender):
             known_user=bool(known_user),
             known_movie=bool(known_movie),
             history=items,
+            method="attention",
         )
 
     def _attended(
