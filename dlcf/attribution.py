@@ -223,8 +223,9 @@ def history_value(
 ) -> NDArray[np.float64]:
     """What is explained, ``(len(movie_ids),)``: the score of `ease`, else the predicted rating."""
     if isinstance(model, EASE):
-        columns = np.searchsorted(model.movie_ids, movie_ids)
-        return model.score_all([user_id])[0, columns].astype(np.float64)
+        pairs = pd.DataFrame({"userId": user_id, "movieId": movie_ids})
+        users, _, columns, _ = model._indices(pairs)
+        return model.history_terms(int(users[0]), columns).sum(axis=0)
     return model.predict(pd.DataFrame({"userId": user_id, "movieId": movie_ids}))
 
 

@@ -180,6 +180,8 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
                 torch.nn.init.zeros_(module.bias)
             if isinstance(module, torch.nn.BatchNorm1d):
                 module.reset_parameters()
+    untrained._states = dict.fromkeys(model._states, untrained._network.state_dict())
+    untrained._faithfulness = dict.fromkeys(model._states)
     return untrained
 
 

@@ -399,6 +399,19 @@ class TestFaithfulVariant:
         with pytest.raises(ValueError, match="faithful_weight"):
             make("deepcf", faithful_weight=-1.0)
 
+    def test_the_network_that_ranks_is_pulled_too(self, toy_ratings: pd.DataFrame) -> None:
+        model = make("deepcf", ranking_weight=0.5, **SMALL, epochs=1).fit(toy_ratings)
+        assert isinstance(model, DeepCF)
+        network, pairs = model._network, known_pairs(model)
+        users, _, movies, _ = (torch.as_tensor(i) for i in model._indices(pairs))
+        objectives = []
+        for network.faithful_weight in (0.0, 1.0):
+            torch.manual_seed(0)
+            objectives.append(network.losses(users, movies, torch.full((60,), 3.0))[0].item())
+        pull = network.unfaithfulness(users, movies)
+        assert objectives[1] - objectives[0] == pytest.approx(pull.item(), abs=1e-5)  # type: ignore[union-attr]
+        assert pull > 0.1
+
 
 class TestSanityAndStability:
     def test_a_randomised_network_is_untrained_and_the_original_is_kept(
@@ -410,6 +423,9 @@ class TestSanityAndStability:
         np.testing.assert_array_equal(deepcf.predict(pairs), before)
         np.testing.assert_array_equal(first, again)
         assert np.abs(np.corrcoef(first, before)[0, 1]) < 0.5
+        untrained = randomised(deepcf, 1)
+        assert untrained.faithfulness is None  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(untrained.use_weights("best").predict(pairs), first)  # type: ignore[attr-defined]
         assert np.abs(randomised(deepcf, 2).predict(pairs) - first).max() > 1e-3
         with pytest.raises(ValueError, match="use deepcf"):
             randomised(make("bias"))
