@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
 from dlcf.models.explanation import Explanation
+from dlcf.models.fused import AttentionStep
 from dlcf.models.network import NetworkRecommender, rated_movies
-from dlcf.training import RatingNetwork
+from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 
 __all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork"]
 
@@ -77,6 +78,20 @@ class AttentionNetwork(RatingNetwork):
     def forward(self, users: Tensor, movies: Tensor) -> Tensor:
         low, high = self.scale
         return low + (high - low) * self.strength(users, movies)
+
+    @classmethod
+    def training_step(
+        cls,
+        networks: Sequence[RatingNetwork],
+        trains: Sequence[Batch],
+        configs: Sequence[TrainingConfig],
+    ) -> TrainingStep:
+        """By hand where that is possible; a subclass has another loss, and autograd."""
+        attention = [network for network in networks if type(network) is AttentionNetwork]
+        on_cpu = trains[0][-1].device.type == "cpu"
+        if on_cpu and configs[0].schedule == "plateau" and len(attention) == len(networks):
+            return AttentionStep(attention, trains, configs)
+        return super().training_step(networks, trains, configs)
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
