@@ -1,30 +1,36 @@
-"""The one training loop: Adam, a plateau schedule, early stopping, history, progress.
+"""The one training loop: optimiser, schedule, early stopping, history, checkpoints, progress.
 
-It trains any :class:`RatingNetwork`. Batches are cut from tensors by index: a data loader that
-collates row by row costs more than the network's own arithmetic at these sizes.
+It trains any :class:`RatingNetwork`, or several side by side. What happens on a batch is a
+:class:`TrainingStep`: autograd and Adam by default, or a faster one that the network brings
+(:mod:`dlcf.models.fused`). Batches are cut from tensors by index: a data loader that collates row by
+row costs more than the network's own arithmetic at these sizes.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm import tqdm
 
 __all__ = [
+    "AutogradStep",
     "History",
     "RatingNetwork",
     "TrainingConfig",
+    "TrainingStep",
     "mean_squared_error",
     "pick_device",
     "predict_in_batches",
     "seeded",
     "train_network",
+    "train_together",
 ]
 
 # The network's inputs, then the ratings; equally many rows in each.
@@ -60,6 +66,101 @@ class RatingNetwork(nn.Module):
         *inputs, ratings = batch
         error = nn.functional.mse_loss(self(*inputs), ratings)
         return error, error
+
+    @classmethod
+    def training_step(
+        cls,
+        networks: Sequence[RatingNetwork],
+        trains: Sequence[Batch],
+        configs: Sequence[TrainingConfig],
+    ) -> TrainingStep:
+        """How a batch is trained on; for the arguments see :func:`train_together`."""
+        if len(networks) > 1:
+            raise ValueError(f"{cls.__name__} cannot train {len(networks)} networks together")
+        return AutogradStep(networks[0], trains[0], configs[0])
+
+
+class TrainingStep(ABC):
+    """What is done with a batch, by one network or by several side by side.
+
+    Attributes
+    ----------
+    optimizers
+        One for each network; schedules change their learning rates between epochs, and after each
+        step where the schedule is ``"one-cycle"``.
+    """
+
+    optimizers: list[torch.optim.Optimizer]
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Draw the order of the ratings."""
+
+    @abstractmethod
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Train on the ratings at places `start` to `stop` of the order.
+
+        Returns
+        -------
+        Tensor
+            Mean squared error of each network, ``(networks,)``.
+        """
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Bring the networks' weights up to date; they may lag behind within an epoch."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from: weights, moments, order, random state."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave; what follows is the same, bit for bit."""
+
+
+class AutogradStep(TrainingStep):
+    """Torch's autograd on :meth:`RatingNetwork.losses`, then the network's optimiser."""
+
+    def __init__(self, network: RatingNetwork, train: Batch, config: TrainingConfig) -> None:
+        self.network = network
+        self.train = train
+        self.optimizers = [network.optimizer(config)]
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def begin_epoch(self) -> None:
+        self.order = torch.randperm(len(self.train[-1]), device=self.train[-1].device)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        rows = self.order[start:stop]
+        objective, error = self.network.losses(*(tensor[rows] for tensor in self.train))
+        (optimizer,) = self.optimizers
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+        return error.detach()[None]
+
+    def settle(self) -> None:
+        """Nothing to do: the optimiser works on the network's own weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        device = self.train[-1].device
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizers[0].state_dict(),
+            "order": self.order,
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.train[-1].device
+        self.network.load_state_dict(state["network"])
+        self.optimizers[0].load_state_dict(state["optimizer"])
+        self.order = state["order"].to(device)
+        torch.set_rng_state(state["random"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @dataclass(frozen=True)
@@ -170,43 +271,142 @@ def train_network(
     ValueError
         There are fewer than two ratings: batch normalisation has no variance to work with.
     """
-    ratings = train[-1]
-    if len(ratings) < 2:
-        raise ValueError(f"a network needs at least 2 ratings to train on, not {len(ratings)}")
-    optimizer = network.optimizer(config)
-    plateau, one_cycle = _schedule(optimizer, config, len(ratings))
-    history = History()
-    best_state: dict[str, Tensor] = {}
-    bar = tqdm(range(config.epochs), desc="epochs", disable=None, leave=False)
-    for _ in bar:
-        network.train()
-        total = torch.zeros((), dtype=torch.float64, device=ratings.device)
-        order = torch.randperm(len(ratings), device=ratings.device)
-        for rows in _batches(order, config.batch_size):
-            objective, error = network.losses(*(tensor[rows] for tensor in train))
-            optimizer.zero_grad()
-            objective.backward()
-            optimizer.step()
-            if one_cycle is not None:
-                one_cycle.step()
-            total += error.detach() * len(rows)
-        history.learning_rate.append(optimizer.param_groups[0]["lr"])
-        history.train_loss.append(float(total) / len(ratings))
-        network.eval()
-        if validation is not None and len(validation[-1]):
-            history.validation_loss.append(mean_squared_error(network, validation))
-            if plateau is not None:
-                plateau.step(history.validation_loss[-1])
-            bar.set_postfix(validation_loss=f"{history.validation_loss[-1]:.4f}")
+    return train_together([network], [train], [validation], [config])[0]
+
+
+def train_together(
+    networks: Sequence[RatingNetwork],
+    trains: Sequence[Batch],
+    validations: Sequence[Batch | None],
+    configs: Sequence[TrainingConfig],
+) -> list[tuple[History, dict[str, Tensor]]]:
+    """Train several networks side by side, each on its own ratings and from its own seed.
+
+    Parameters
+    ----------
+    networks
+        Of one class and one shape.
+    trains, validations
+        As for :func:`train_network`, one for each network; as many ratings to train on in each.
+    configs
+        Equal but for the seeds.
+
+    Returns
+    -------
+    list
+        For each network what :func:`train_network` returns for it.
+
+    Raises
+    ------
+    ValueError
+        As :func:`train_network`; or the networks cannot be trained together.
+    """
+    n_rows = _common_length(trains)
+    config = configs[0]
+    step = type(networks[0]).training_step(networks, trains, configs)
+    batches = _batches(n_rows, config.batch_size)
+    runs = [
+        _Run(network, validation, config, optimizer, len(batches))
+        for network, validation, optimizer in zip(
+            networks, validations, step.optimizers, strict=True
+        )
+    ]
+    bar = tqdm(total=config.epochs, desc="epochs", disable=None, leave=False)
+    for _ in range(config.epochs):
+        for network in networks:
+            network.train()
+        total = torch.zeros(len(runs), dtype=torch.float64, device=trains[0][-1].device)
+        step.begin_epoch()
+        for start, stop in batches:
+            total += step(start, stop) * (stop - start)
+            for run in runs:
+                run.end_batch()
+        step.settle()
+        for run, loss in zip(runs, total.tolist(), strict=True):
+            run.end_epoch(loss / n_rows)
+        bar.update()
+        bar.set_postfix_str(str(runs[0]))
+        if all(run.stopped for run in runs):
+            break
+    return [run.finish() for run in runs]
+
+
+class _Run:
+    """One network's way through the epochs: schedule, history, best weights, early stopping."""
+
+    def __init__(
+        self,
+        network: RatingNetwork,
+        validation: Batch | None,
+        config: TrainingConfig,
+        optimizer: torch.optim.Optimizer,
+        n_batches: int,
+    ) -> None:
+        self.network = network
+        self.validation = validation
+        self.optimizer = optimizer
+        self.patience = config.early_stopping
+        self.history = History()
+        self.best: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] = {}
+        self.stopped = False
+        self.plateau: ReduceLROnPlateau | None = None
+        self.one_cycle: OneCycleLR | None = None
+        if config.schedule == "plateau":
+            self.plateau = ReduceLROnPlateau(
+                optimizer, factor=config.lr_factor, patience=config.lr_patience
+            )
+        else:
+            # At exactly ten steps the tenth that leads up would end where it begins: a division
+            # by zero.
+            steps = max(config.epochs * n_batches, 11)
+            highest = [group["lr"] for group in optimizer.param_groups]
+            self.one_cycle = OneCycleLR(optimizer, highest, total_steps=steps, pct_start=0.1)
+
+    def end_batch(self) -> None:
+        if self.one_cycle is not None:
+            self.one_cycle.step()
+
+    def end_epoch(self, train_loss: float) -> None:
+        self.network.eval()
+        if self.stopped:  # others go on
+            return
+        history = self.history
+        history.learning_rate.append(self.optimizer.param_groups[0]["lr"])
+        history.train_loss.append(train_loss)
+        if self.validation is not None and len(self.validation[-1]):
+            history.validation_loss.append(mean_squared_error(self.network, self.validation))
+            if self.plateau is not None:
+                self.plateau.step(history.validation_loss[-1])
         epoch = len(history.train_loss)
         if history.best_epoch == epoch:
-            best_state = copy.deepcopy(network.state_dict())
-        elif (
-            config.early_stopping is not None
-            and epoch - history.best_epoch >= config.early_stopping
-        ):
-            break
-    return history, best_state
+            self.best = self._weights()
+        elif self.patience is not None and epoch - history.best_epoch >= self.patience:
+            self.stopped = True
+            self.last = self._weights()
+
+    def finish(self) -> tuple[History, dict[str, Tensor]]:
+        if self.stopped:
+            self.network.load_state_dict(self.last)
+        return self.history, self.best
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.network.state_dict().items()}
+
+    def __str__(self) -> str:
+        losses = self.history.validation_loss
+        return f"validation_loss={losses[-1]:.4f}" if losses else ""
+
+
+def _common_length(trains: Sequence[Batch]) -> int:
+    """How many ratings there are to train on."""
+    lengths = {len(train[-1]) for train in trains}
+    if len(lengths) > 1:
+        raise ValueError(f"networks trained together need as many ratings each, not {lengths}")
+    (n_rows,) = lengths
+    if n_rows < 2:
+        raise ValueError(f"a network needs at least 2 ratings to train on, not {n_rows}")
+    return n_rows
 
 
 @torch.no_grad()
@@ -223,33 +423,12 @@ def mean_squared_error(network: RatingNetwork, data: Batch) -> float:
     return float(error.double().square().mean())
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, n_rows: int
-) -> tuple[
-    torch.optim.lr_scheduler.ReduceLROnPlateau | None, torch.optim.lr_scheduler.OneCycleLR | None
-]:
-    """The schedule that is stepped after each epoch, and the one after each batch."""
-    if config.schedule == "plateau":
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=config.lr_factor, patience=config.lr_patience
-        )
-        return plateau, None
-    steps = config.epochs * len(_batches(torch.arange(n_rows), config.batch_size))
-    # At exactly ten steps the tenth that leads up would end where it begins: a division by zero.
-    steps = max(steps, 11)
-    highest = [group["lr"] for group in optimizer.param_groups]
-    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, highest, total_steps=steps, pct_start=0.1
-    )
-    return None, one_cycle
-
-
-def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut `order` in batches; a single row left over joins the batch before it.
+def _batches(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
+    """Where each batch begins and ends; a single row left over joins the batch before it.
 
     Batch normalisation cannot train on one row: its variance is undefined.
     """
-    batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    starts = list(range(0, n_rows, batch_size))
+    if len(starts) > 1 and starts[-1] == n_rows - 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n_rows], strict=True))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.explanation import Explanation
+from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, hold_out, rated_movies
-from dlcf.training import RatingNetwork
+from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 
 __all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork", "player_share", "shapley"]
 
@@ -156,6 +157,24 @@ class AttentionNetwork(RatingNetwork):
         users, movies, ratings = batch
         error = nn.functional.mse_loss(self(users, movies), ratings)
         return error + self.unfaithfulness(users, movies), error
+
+    @classmethod
+    def training_step(
+        cls,
+        networks: Sequence[RatingNetwork],
+        trains: Sequence[Batch],
+        configs: Sequence[TrainingConfig],
+    ) -> TrainingStep:
+        """By hand where that is possible; other losses than the paper's have autograd."""
+        attention = [
+            network
+            for network in networks
+            if type(network) is AttentionNetwork and network.faithful_weight == 0
+        ]
+        on_cpu = trains[0][-1].device.type == "cpu"
+        if on_cpu and configs[0].schedule == "plateau" and len(attention) == len(networks):
+            return AttentionStep(attention, trains, configs)
+        return super().training_step(networks, trains, configs)
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:

@@ -1,0 +1,142 @@
+"""What one training step of the paper's network costs: textbook loop, ours, and the floor.
+
+Each function trains on made-up ratings of the shape of ml-latest-small and gives seconds a step, at
+torch's thread count. Call them in turn, several times, in one process, and divide medians: on a
+machine with other work only ratios mean anything. With one thread, ``clock=time.process_time`` leaves
+out what other programs take.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dlcf.models.deepcf import AttentionNetwork
+from dlcf.training import Batch, TrainingConfig, TrainingStep, seeded
+
+__all__ = [
+    "fast_step_time",
+    "floor_time",
+    "interleaved",
+    "made_up_ratings",
+    "separate_step_time",
+    "textbook_step_time",
+    "together_step_time",
+]
+
+N_USERS, N_MOVIES, SCALE = 610, 9724, (0.5, 5.0)
+EMBEDDING_SIZE, HIDDEN = 128, (512, 256, 128, 64)
+WARM_UP = 5
+
+Clock = Callable[[], float]
+
+
+def made_up_ratings(n: int, seed: int = 0) -> Batch:
+    """Users, movies (int64) and ratings (float32), ``(n,)``; few users and movies have most."""
+    generator = np.random.default_rng(seed)
+    users = (N_USERS * generator.random(n) ** 2).astype(np.int64)
+    movies = (N_MOVIES * generator.random(n) ** 3).astype(np.int64)
+    ratings = generator.integers(1, 11, n).astype(np.float32) / 2
+    return tuple(torch.from_numpy(array) for array in (users, movies, ratings))
+
+
+def textbook_step_time(
+    steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
+) -> float:
+    """The loop of the tutorials: DataLoader over TensorDataset, autograd, default Adam."""
+    network = _network(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    data = TensorDataset(*made_up_ratings((WARM_UP + steps) * batch_size))
+    criterion = nn.MSELoss()
+    start = 0.0
+    for step, (users, movies, ratings) in enumerate(DataLoader(data, batch_size, shuffle=True)):
+        if step == WARM_UP:
+            start = clock()
+        loss = criterion(network(users, movies), ratings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (clock() - start) / steps
+
+
+def fast_step_time(
+    steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
+) -> float:
+    """The step that `deepcf` trains with."""
+    return _time_step(_training_step((0,), steps, batch_size), steps, batch_size, clock)
+
+
+def together_step_time(
+    members: int = 5, steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
+) -> float:
+    """One step of each of several networks that are trained together."""
+    step = _training_step(range(members), steps, batch_size)
+    return _time_step(step, steps, batch_size, clock)
+
+
+def separate_step_time(
+    members: int = 5, steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
+) -> float:
+    """One step of each of several networks that are trained one after another."""
+    return sum(
+        _time_step(_training_step((seed,), steps, batch_size), steps, batch_size, clock)
+        for seed in range(members)
+    )
+
+
+def floor_time(steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter) -> float:
+    """The twelve matrix products of forward and backward alone, into memory that is there."""
+    sizes = (2 * EMBEDDING_SIZE, *HIDDEN)
+    values = [torch.randn(batch_size, size) for size in sizes]
+    gradients = [torch.randn(batch_size, size) for size in sizes]
+    outputs = [torch.empty(batch_size, size) for size in sizes]
+    weights = [torch.randn(outs, ins) for ins, outs in pairwise(sizes)]
+    weight_gradients = [torch.empty_like(weight) for weight in weights]
+    start = 0.0
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            start = clock()
+        for layer, weight in enumerate(weights):
+            torch.mm(values[layer], weight.T, out=outputs[layer + 1])
+        for layer, weight in enumerate(weights):
+            torch.mm(gradients[layer + 1], weight, out=outputs[layer])
+            torch.mm(gradients[layer + 1].T, values[layer], out=weight_gradients[layer])
+    return (clock() - start) / steps
+
+
+def interleaved(*functions: Callable[[], float], repeats: int = 7) -> list[float]:
+    """The median of each function's times, taken in turn."""
+    times = [[function() for function in functions] for _ in range(repeats)]
+    return [median(column) for column in zip(*times, strict=True)]
+
+
+def _network(seed: int) -> AttentionNetwork:
+    with seeded(seed, torch.device("cpu")):
+        return AttentionNetwork(N_USERS, N_MOVIES, SCALE, EMBEDDING_SIZE, HIDDEN)
+
+
+def _training_step(seeds: range | tuple[int, ...], steps: int, batch_size: int) -> TrainingStep:
+    n = (WARM_UP + steps) * batch_size
+    step = AttentionNetwork.training_step(
+        [_network(seed) for seed in seeds],
+        [made_up_ratings(n, seed) for seed in seeds],
+        [TrainingConfig(seed=seed, batch_size=batch_size) for seed in seeds],
+    )
+    step.begin_epoch()
+    return step
+
+
+def _time_step(step: TrainingStep, steps: int, batch_size: int, clock: Clock) -> float:
+    start = 0.0
+    for index in range(WARM_UP + steps):
+        if index == WARM_UP:
+            start = clock()
+        step(index * batch_size, (index + 1) * batch_size)
+    return (clock() - start) / steps

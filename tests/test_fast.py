@@ -1,0 +1,124 @@
+"""The fast step: deferred Adam is dense Adam, the hand-written gradient is autograd's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dlcf.models.deepcf import AttentionNetwork
+from dlcf.models.fused import AttentionStep
+from dlcf.optimizers import DeferredAdam
+from dlcf.training import Batch, TrainingConfig
+
+
+@pytest.mark.parametrize("settle_every", [7, 150])
+@pytest.mark.parametrize(("epsilon", "tolerance"), [(1e-16, 1e-10), (1e-8, 1e-4)])
+def test_deferred_adam_is_dense_adam(settle_every: int, epsilon: float, tolerance: float) -> None:
+    """In float64, so that what differs is the method.
+
+    Without epsilon it is exact. With Adam's, gradients of 1e-4 in the first steps, whose root mean
+    square is not far above epsilon yet, leave some thousandths of a step of 0.01.
+    """
+    generator = np.random.default_rng(0)
+    start = torch.from_numpy(generator.normal(size=(12, 4)))
+    dense = torch.nn.Parameter(start.clone())
+    rate = 0.01
+    reference = torch.optim.Adam([dense], rate, eps=epsilon)
+    deferred = DeferredAdam(start.clone(), epsilon=epsilon)
+    for step in range(150):
+        if step % settle_every == 0:
+            deferred.settle(rate)
+            torch.testing.assert_close(deferred.table, dense.data, rtol=0, atol=tolerance)
+            if step == 98:  # as a plateau does
+                rate = reference.param_groups[0]["lr"] = 0.003
+            deferred.expect(settle_every)
+        # Row 11 never has a gradient, row 0 only in the first step.
+        chosen = generator.choice(10, 2, replace=False) + 1 if step else np.array([0, 3])
+        rows = torch.from_numpy(chosen)
+        values = deferred.fetch(rows, rate)
+        torch.testing.assert_close(values, dense.data[rows], rtol=0, atol=tolerance)
+        gradient = torch.from_numpy(generator.normal(size=(2, 4)))
+        gradient *= 10.0 ** generator.integers(-4, 1)
+        dense.grad = torch.zeros_like(dense).index_copy_(0, rows, gradient)
+        reference.step()
+        deferred.update(gradient, rate)
+    deferred.settle(rate)
+    torch.testing.assert_close(deferred.table, dense.data, rtol=0, atol=tolerance)
+    assert torch.equal(deferred.table[11], start[11])
+    # One step is 0.01; lazy Adam, whose rows stand still without a gradient, would stop there.
+    assert float((deferred.table[0] - start[0]).abs().min()) > 0.05
+
+
+def toy_batch(n: int, seed: int) -> Batch:
+    generator = np.random.default_rng(seed)
+    users, movies = generator.integers(0, 5, n), generator.integers(0, 7, n)
+    ratings = generator.integers(1, 11, n) / 2
+    return tuple(torch.from_numpy(array) for array in (users, movies, ratings))
+
+
+def toy_network(seed: int) -> AttentionNetwork:
+    """In float64, with weights that are nowhere at their initial symmetry."""
+    torch.manual_seed(seed)
+    network = AttentionNetwork(5, 7, (0.5, 5.0), 3, (6, 4), (0.3, 0.2)).double()
+    for parameter in network.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return network
+
+
+def reference_loss(network: AttentionNetwork, batch: Batch, masks: list[Tensor]) -> Tensor:
+    """By the network's own modules, but with the dropout given."""
+    users, movies, ratings = batch
+    weight, user, movie = network.attend(users, movies)
+    hidden = torch.cat([weight[:, :1] * user, weight[:, 1:] * movie], dim=1)
+    for layer, mask in enumerate(masks):
+        linear, norm, relu, _ = network.tower[4 * layer : 4 * layer + 4]
+        hidden = relu(norm(linear(hidden))) * mask
+    strength = torch.sigmoid(network.output(hidden)).squeeze(1)
+    return torch.nn.functional.mse_loss(0.5 + 4.5 * strength, ratings)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_gradient_is_autograds(members: int) -> None:
+    networks = [toy_network(seed) for seed in range(members)]
+    batches = [toy_batch(9, seed) for seed in range(members)]
+    configs = [TrainingConfig(seed=seed, batch_size=9) for seed in range(members)]
+    step = AttentionStep(networks, batches, configs)
+    masks = step._draw_dropout(9)
+    rows = step.pairs.ravel()
+    embedded = step.embeddings.table[rows].view(9, members, 2, 3)
+    strength = step._forward(embedded, masks)
+    error = 0.5 + 4.5 * strength - step.ratings
+    slope = 2 / 9 * error * 4.5 * strength * (1 - strength)
+    by_table = torch.zeros_like(step.embeddings.table)
+    by_table.index_add_(0, rows, step._backward(slope).view(-1, 3))
+    for member, network in enumerate(networks):
+        loss = reference_loss(network, batches[member], [mask[:, member] for mask in masks])
+        torch.testing.assert_close(error[:, member].square().mean(), loss)
+        own = dict(network.named_parameters())
+        biases = [own.pop(f"tower.{4 * layer}.bias") for layer in range(2)]
+        found = torch.autograd.grad(loss, [*own.values(), *biases])
+        expected = dict(zip(own, found, strict=False))
+        tables = [expected.pop(f"{side}_embedding.weight") for side in ("user", "movie")]
+        torch.testing.assert_close(by_table[12 * member : 12 * member + 12], torch.cat(tables))
+        order = ["attention.weight", "attention.bias", *(f"tower.{i}.weight" for i in (0, 4, 1, 5))]
+        order += ["tower.1.bias", "tower.5.bias", "output.weight", "output.bias"]
+        assert set(order) == set(expected)
+        flat = torch.cat([expected[name].ravel() for name in order])
+        torch.testing.assert_close(step.gradient[member], flat)
+        for bias in found[-2:]:  # what the hand-written step leaves out
+            torch.testing.assert_close(bias, torch.zeros_like(bias), rtol=0, atol=1e-13)
+
+
+def test_dropout_keeps_the_expected_share() -> None:
+    network = AttentionNetwork(5, 7, (0.5, 5.0), 3, (512, 256), (0.3, 0.0))
+    step = AttentionStep([network], [toy_batch(9, 0)], [TrainingConfig()])
+    first, second = step._draw_dropout(64), step._draw_dropout(64)
+    n = first[0].numel()
+    kept = float((first[0] > 0).double().mean())
+    assert abs(kept - 0.7) < 4 * (0.3 * 0.7 / n) ** 0.5
+    assert first[0].unique().tolist() == pytest.approx([0.0, 1 / 0.7], abs=1e-4)
+    agree = float(((first[0] > 0) == (second[0] > 0)).double().mean())
+    assert agree == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
+    assert bool((first[1] == 1).all())
