@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dlcf.models import Explanation
@@ -291,6 +292,7 @@ def forest(
             )  # fmt: skip
         if reference is not None:
             axis.axvline(reference, color="black", linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(8 // len(tables)))
         axis.set_yticks(place, [_short_name(model) for model in table.index])
         axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split))
     return figure
@@ -446,28 +448,22 @@ def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
     return figure
 
 
-def attention_against(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Mean weight on user preferences by deciles of each property; the band is the middle half.
+def share_against_share(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
+    """The user's share by interventions and by attention; on the diagonal they agree.
 
     Parameters
     ----------
-    table
-        One row a test rating; column ``user_weight`` and those named.
-    names
-        Column of `table` -> axis label.
+    panels
+        Title -> shares of the same pairs, in [0, 1]: Shapley's, then the attention's.
     """
-    figure, axes = plt.subplots(1, len(names), figsize=(PAGE, 2.4), sharey=True)
-    for axis, (column, label) in zip(np.atleast_1d(axes), names.items(), strict=True):
-        bins = pd.qcut(table[column], 10, duplicates="drop")
-        groups = table.groupby(bins, observed=True)
-        weight, place = groups["user_weight"], groups[column].median()
-        low, high = weight.quantile(0.25), weight.quantile(0.75)
-        axis.fill_between(place, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        axis.plot(place, weight.mean(), "o-", markersize=3, color=BLUE)
-        axis.set(xlabel=label)
-        if table[column].min() > 0 and table[column].max() > 50 * table[column].min():
-            axis.set_xscale("log")
-    np.atleast_1d(axes)[0].set_ylabel("weight on user preferences")
+    figure, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
+    for axis, (title, (shapley, attention)) in zip(axes[0], panels.items(), strict=True):
+        axis.hexbin(
+            shapley, attention, gridsize=35, extent=(0, 1, 0, 1), cmap="Blues", bins="log", mincnt=1
+        )
+        axis.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
+        axis.set(xlabel="Shapley share of the user", title=title, xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].set_ylabel("attention on the user")
     return figure
 
 

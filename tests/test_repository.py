@@ -146,7 +146,8 @@ def test_every_figure_has_one_owner_and_a_place_in_the_index() -> None:
 
 
 def test_every_result_has_its_notebook() -> None:
-    others = {"comparison", "tuning"}  # of make compare, and of python -m dlcf.tune
+    # Of make compare, make ablation, and python -m dlcf.tune.
+    others = {"comparison", "comparison-ml-100k", "ablation", "tuning"}
     assert {path.stem for path in paths.RESULTS.glob("*.json")} == set(NOTEBOOKS) | others
 
 
@@ -158,6 +159,14 @@ def test_the_comparison_is_over_five_seeds_and_all_models() -> None:
     for part in comparison["splits"].values():
         names = {re.sub(r",.*| \(.*", "", name) for name in part["models"]}
         assert names == set(available())
+
+
+def test_the_best_model_meets_its_targets() -> None:
+    for how, error, ndcg in (("random", 0.800, 0.310), ("user-temporal", 0.838, 0.110)):
+        ours = load_comparison()["splits"][how]["models"]["deepcf-plus"]
+        assert ours["rmse"][0] <= error and ours["full"]["ndcg"][0] >= ndcg
+    small = load_comparison(paths.RESULTS / "comparison-ml-100k.json")["splits"]["random"]["models"]
+    assert all(small["deepcf-plus"]["rmse"][0] <= values["rmse"][0] for values in small.values())
 
 
 def test_defaults_are_among_the_trials_of_the_tuning() -> None:
