@@ -14,7 +14,7 @@ from dlcf.models.base import Interactions
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import NetworkRecommender, rated_movies
-from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
+from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep, pick_device
 
 __all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork"]
 
@@ -88,8 +88,9 @@ class AttentionNetwork(RatingNetwork):
     ) -> TrainingStep:
         """By hand where that is possible; a subclass has another loss, and autograd."""
         attention = [network for network in networks if type(network) is AttentionNetwork]
-        on_cpu = trains[0][-1].device.type == "cpu"
-        if on_cpu and configs[0].schedule == "plateau" and len(attention) == len(networks):
+        config, device = configs[0], trains[0][-1].device
+        by_hand = (config.schedule, config.precision, device.type) == ("plateau", "float32", "cpu")
+        if by_hand and len(attention) == len(networks):
             return AttentionStep(attention, trains, configs)
         return super().training_step(networks, trains, configs)
 
@@ -221,7 +222,7 @@ class DeepCF(NetworkRecommender):
     weights
         Predict with the weights of the ``"last"`` epoch, as the paper's figures suggest, or of the
         ``"best"`` epoch on validation.
-    seed, device
+    seed, device, precision
         See :class:`dlcf.training.TrainingConfig`.
     """
 
@@ -245,6 +246,7 @@ class DeepCF(NetworkRecommender):
         weights: str = "last",
         seed: int = 0,
         device: str = "auto",
+        precision: str = "float32",
     ) -> None:
         if ranking_weight < 0:
             raise ValueError(f"ranking_weight is {ranking_weight}; give 0 or more")
@@ -266,6 +268,12 @@ class DeepCF(NetworkRecommender):
         self.weights = weights
         self.seed = seed
         self.device = device
+        self.precision = precision
+
+    @property
+    def trains_together(self) -> bool:  # type: ignore[override]
+        on_cpu = pick_device(self.device).type == "cpu"
+        return self.ranking_weight == 0 and self.precision == "float32" and on_cpu
 
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength and attention weights of one recommendation.

@@ -8,7 +8,9 @@ nothing can save; the embeddings take Adam's steps only where a batch touches th
 (:class:`~dlcf.optimizers.DeferredAdam`, equal to dense Adam); all other weights lie in one flat tensor
 for each network, which Adam updates in one call; and dropout compares 16 random bits a unit. Networks
 trained together have a leading axis in every weight, so that all of them share each call; each has its
-own ratings, order and dropout, and becomes what it would alone.
+own ratings, order and dropout, and becomes what it would alone. Several processes
+(:mod:`dlcf.distributed`) share each batch: moments of batch norms and gradients are summed over them,
+dropout is drawn for the whole batch by each, and so their number changes nothing but rounding.
 
 Two things differ from autograd's step beside rounding. A bias before a batch norm has no effect and a
 gradient of zero, so it stays at zero, where Adam would blow up the rounding error of autograd's. And a
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlcf.distributed import n_processes, share, sum_over_processes
 from dlcf.optimizers import DeferredAdam, FlatAdam
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
@@ -78,6 +81,29 @@ class BatchNorm:
             self.epsilon,
             [True, True, True],
         )
+
+
+class SharedBatchNorm(BatchNorm):
+    """The same by the moments of the rows of all processes, each of which holds a part."""
+
+    def forward(self, inputs: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        sums = torch.cat([inputs.sum(0), inputs.new_tensor([len(inputs)])])
+        *_, n = totals = sum_over_processes(sums)
+        mean = totals[:-1] / n
+        centred = inputs - mean
+        variance = sum_over_processes(centred.square().sum(0)) / n
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_variance.lerp_(variance * (n / (n - 1)), self.momentum)
+        self.n, self.slope = n, gain / torch.sqrt(variance + self.epsilon)
+        self.normalised = centred / torch.sqrt(variance + self.epsilon)
+        return torch.addcmul(shift, self.normalised, gain)
+
+    def backward(self, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By the inputs, of all rows; by gain and shift, of this process's rows alone."""
+        by_gain, by_shift = (gradient * self.normalised).sum(0), gradient.sum(0)
+        mean_gain, mean_shift = sum_over_processes(torch.stack([by_gain, by_shift])) / self.n
+        by_inputs = (gradient - mean_shift - self.normalised * mean_gain) * self.slope
+        return by_inputs, by_gain, by_shift
 
 
 class AttentionStep(TrainingStep):
@@ -138,22 +164,24 @@ class AttentionStep(TrainingStep):
     @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Tensor:
         order = self.order[start:stop]
+        n, own = len(order), share(len(order))
         pairs = self.pairs.gather(0, order[..., None].expand(-1, -1, 2))
-        ratings = self.ratings.gather(0, order)
         rows, place = torch.unique(pairs.ravel(), return_inverse=True)
         rate = self._rate(rows)
         values = self.embeddings.fetch(rows, rate)
-        embedded = values.index_select(0, place).view(*pairs.shape, -1)
-        strength = self._forward(embedded, self._draw_dropout(len(order)))
-        error = strength.mul(self.span).add_(self.low).sub_(ratings)
+        embedded = values.index_select(0, place.view(n, -1)[own].ravel())
+        masks = [mask[own] for mask in self._draw_dropout(n)]
+        strength = self._forward(embedded.view(-1, *pairs.shape[1:], values.shape[1]), masks)
+        error = strength.mul(self.span).add_(self.low).sub_(self.ratings.gather(0, order)[own])
         # By the logit of the output: mean squared error, scale, sigmoid.
-        slope = error * strength * (1 - strength) * (2 * self.span / len(order))
-        by_embedded = self._backward(slope).view(-1, values.shape[1])
-        by_values = torch.zeros_like(values).index_add_(0, place, by_embedded)
-        self.embeddings.update(by_values, rate)
+        by_embedded = self._backward(error * strength * (1 - strength) * (2 * self.span / n))
+        by_values = torch.zeros_like(values)
+        by_values.index_add_(0, place.view(n, -1)[own].ravel(), by_embedded.flatten(0, 2))
+        self.embeddings.update(sum_over_processes(by_values), rate)
+        sum_over_processes(self.gradient)
         for optimizer in self.optimizers:
             optimizer.step()
-        return error.square().mean(dim=0)
+        return sum_over_processes(error.square().sum(dim=0)) / n
 
     def settle(self) -> None:
         rows = torch.arange(len(self.embeddings.table))
@@ -340,8 +368,9 @@ def _views(flat: Tensor, network: AttentionNetwork) -> Weights:
 
 def _batch_norms(networks: Sequence[AttentionNetwork]) -> list[BatchNorm]:
     """One a layer, over the features of all networks."""
+    kind = BatchNorm if n_processes() == 1 else SharedBatchNorm
     return [
-        BatchNorm(
+        kind(
             torch.cat([norm.running_mean for norm in norms]),
             torch.cat([norm.running_var for norm in norms]),
             norms[0].momentum,
