@@ -2,8 +2,8 @@
 
 Each function trains on made-up ratings of the shape of ml-latest-small and gives seconds a step, at
 torch's thread count. Call them in turn, several times, in one process, and divide medians: on a
-machine with other work only ratios mean anything. With one thread, ``clock=time.process_time`` leaves
-out what other programs take.
+machine with other work only ratios mean anything. With one thread, ``clock=time.process_time``
+leaves out what other programs take.
 """
 
 from __future__ import annotations

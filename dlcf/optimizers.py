@@ -1,19 +1,19 @@
 """Adam for embedding tables at the cost of the rows that a step touches, not of the whole table.
 
-Adam (Kingma and Ba, 2015) moves *every* row of a table at *every* step, though a batch of 64 ratings
-gives a gradient to at most 128 of some 10,000 rows: the others go on by their momentum. What they do
-is known in advance. With g = 0 the moments only decay, so k steps after its last gradient, at step s,
-a row with moments m and v moves by ::
+Adam (Kingma and Ba, 2015) moves *every* row of a table at *every* step, though a batch of 64
+ratings gives a gradient to at most 128 of some 10,000 rows: the others go on by their momentum.
+What they do is known in advance. With g = 0 the moments only decay, so k steps after its last
+gradient, at step s, a row with moments m and v moves by ::
 
     lr m / (sqrt(v) + eps_s)  r^k  c_{s+k},   r = beta1 / sqrt(beta2),
     c_j = sqrt(1 - beta2^j) / (1 - beta1^j),  eps_s = eps sqrt(1 - beta2^s)
 
 and all the steps it missed are one product, ``lr m / (sqrt(v) + eps_s)`` times the partial sum of
-``r^k c_{s+k}``, a series tabulated beforehand. So a row is left alone until a batch needs it, is then
-*caught up* with one product, and takes its step; before anybody else looks at the table, all rows are
-caught up. Nothing is skipped, unlike in "lazy" or "sparse" Adam, whose rows without a gradient stand
-still: the result is dense Adam's but for rounding and for eps, which is held at its share of sqrt(v)
-while a row is left alone.
+``r^k c_{s+k}``, a series tabulated beforehand. So a row is left alone until a batch needs it, is
+then *caught up* with one product, and takes its step; before anybody else looks at the table, all
+rows are caught up. Nothing is skipped, unlike in "lazy" or "sparse" Adam, whose rows without a
+gradient stand still: the result is dense Adam's but for rounding and for eps, which is held at its
+share of sqrt(v) while a row is left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DeferredAdam"]
+__all__ = ["DeferredAdam", "FlatAdam"]
 
 # A power below this is taken as zero: denormal floats are slow, and nothing that small is left.
 NEGLIGIBLE = 1e-30
@@ -40,7 +40,7 @@ class DeferredAdam:
     Parameters
     ----------
     table
-        Float ``(n_rows, size)``, changed in place.
+        Float ``(n_rows, size)``; it is copied, `table` is where the learned values are.
     betas, epsilon
         Adam's.
     """
@@ -48,12 +48,12 @@ class DeferredAdam:
     def __init__(
         self, table: Tensor, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
     ) -> None:
-        self.table = table
         self.betas = betas
         self.epsilon = epsilon
-        self.mean = torch.zeros_like(table)
-        self.square = torch.zeros_like(table)
-        # The step up to which a row of the table and of its moments is right.
+        # Values, mean gradient and mean square side by side: one read and one write for a row.
+        self.rows = torch.stack([table, torch.zeros_like(table), torch.zeros_like(table)], dim=1)
+        self.table = self.rows[:, 0]
+        # The step up to which a row is right.
         self.last = torch.zeros(len(table), dtype=torch.int64, device=table.device)
         self.steps = 0
         self.expect(0)
@@ -80,8 +80,10 @@ class DeferredAdam:
         gap = np.arange(n_steps + 1)
         by_gap = np.stack([beta**gap for beta in (ratio, beta1, beta2)], axis=1)
         by_gap[by_gap < NEGLIGIBLE] = 0.0
-        kind = {"dtype": self.table.dtype, "device": self.table.device}
-        self._by_step, self._by_gap = (torch.as_tensor(a, **kind) for a in (by_step, by_gap))
+        self._by_step, self._by_gap = (
+            torch.as_tensor(table, dtype=self.table.dtype, device=self.table.device)
+            for table in (by_step, by_gap)
+        )
 
     def fetch(self, rows: Tensor, rate: float | Tensor) -> Tensor:
         """Values of distinct `rows` after all steps so far, ``(n, size)``.
@@ -93,19 +95,16 @@ class DeferredAdam:
         rate
             The learning rate, or one for each row, ``(n, 1)``.
         """
-        self._rows = rows
-        self._values = self.table.index_select(0, rows)
-        self._mean = self.mean.index_select(0, rows)
-        self._square = self.square.index_select(0, rows)
+        self._fetched = rows
+        self._current = self.rows.index_select(0, rows)
+        values, mean, square = self._current.unbind(1)
         last = self.last.index_select(0, rows)
-        power, decay, square_decay = self._by_gap.index_select(0, self.steps - last).split(1, dim=1)
+        by_gap = self._by_gap.index_select(0, self.steps - last)
         series, epsilon = self._by_step.index_select(0, last - self._origin).split(1, dim=1)
-        missed = series - power * self._by_step[self.steps - self._origin, 0]
-        scale = self._square.sqrt().add_(epsilon)
-        self._values.addcdiv_(self._mean * (missed * rate), scale, value=-1)
-        self._mean.mul_(decay)
-        self._square.mul_(square_decay)
-        return self._values
+        missed = series - by_gap[:, :1] * self._by_step[self.steps - self._origin, 0]
+        values.addcdiv_(mean * (missed * rate), square.sqrt().add_(epsilon), value=-1)
+        self._current[:, 1:].mul_(by_gap[:, 1:, None])
+        return values
 
     def update(self, gradient: Tensor, rate: float | Tensor) -> None:
         """One step of Adam for the rows that were fetched; for all others it is deferred.
@@ -119,10 +118,13 @@ class DeferredAdam:
         """
         beta1, beta2 = self.betas
         self.steps += 1
-        self._mean.lerp_(gradient, 1 - beta1)
-        self._square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        scale = self._square.sqrt().div_((1 - beta2**self.steps) ** 0.5).add_(self.epsilon)
-        self._values.addcdiv_(self._mean * (rate / (1 - beta1**self.steps)), scale, value=-1)
+        values, mean, square = self._current.unbind(1)
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        correction = (1 - beta2**self.steps) ** 0.5
+        scale = square.sqrt().add_(self.epsilon * correction)
+        step = mean * (rate * (correction / (1 - beta1**self.steps)))
+        values.addcdiv_(step, scale, value=-1)
         self._store()
 
     def settle(self, rate: float | Tensor) -> None:
@@ -133,20 +135,66 @@ class DeferredAdam:
 
     def state_dict(self) -> dict[str, Any]:
         """Table and moments as they are, not caught up: going on from here changes no bit."""
-        names = ("table", "mean", "square", "last")
-        tensors = {name: getattr(self, name) for name in names}
-        return {**tensors, "origin": self._origin, "horizon": self._horizon, "steps": self.steps}
+        names = {"origin": self._origin, "horizon": self._horizon, "steps": self.steps}
+        return {"rows": self.rows, "last": self.last, **names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
-        for name in ("table", "mean", "square", "last"):
-            getattr(self, name).copy_(state[name])
+        self.rows.copy_(state["rows"])
+        self.last.copy_(state["last"])
         self.steps = state["origin"]
         self.expect(state["horizon"])
         self.steps = state["steps"]
 
     def _store(self) -> None:
-        self.table.index_copy_(0, self._rows, self._values)
-        self.mean.index_copy_(0, self._rows, self._mean)
-        self.square.index_copy_(0, self._rows, self._square)
-        self.last.index_fill_(0, self._rows, self.steps)
+        self.rows.index_copy_(0, self._fetched, self._current)
+        self.last.index_fill_(0, self._fetched, self.steps)
+
+
+class FlatAdam(torch.optim.Optimizer):
+    """Torch's fused Adam on one flat tensor; the kernel alone, without a walk over parameters.
+
+    Parameters
+    ----------
+    weights, gradient
+        ``(n,)``; the gradient is read from the same tensor at every step.
+    learning_rate
+        Schedules change it in ``param_groups``.
+    """
+
+    def __init__(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        super().__init__([torch.nn.Parameter(weights)], {"lr": learning_rate})
+        self._weights = weights
+        self._gradient = gradient
+        moments = {"mean": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
+        self._own = {**moments, "steps": torch.zeros((), dtype=torch.float32)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move the weights by the gradient as it stands."""
+        torch._fused_adam_(
+            [self._weights],
+            [self._gradient],
+            [self._own["mean"]],
+            [self._own["square"]],
+            [],
+            [self._own["steps"].add_(1)],
+            lr=self.param_groups[0]["lr"],
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments, the number of steps and the learning rate."""
+        return {**self._own, "learning_rate": self.param_groups[0]["lr"]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        for name, own in self._own.items():
+            own.copy_(state[name])
+        self.param_groups[0]["lr"] = state["learning_rate"]

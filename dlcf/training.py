@@ -2,7 +2,8 @@
 
 It trains any :class:`RatingNetwork`, or several side by side. What happens on a batch is a
 :class:`TrainingStep`: autograd and Adam by default, or a faster one that the network brings
-(:mod:`dlcf.models.fused`). Batches are cut from tensors by index: a data loader that collates row by
+(:mod:`dlcf.models.fused`). With :func:`dlcf.checkpoints.checkpoints` a run that was killed goes on
+where it was. Batches are cut from tensors by index: a data loader that collates row by
 row costs more than the network's own arithmetic at these sizes.
 """
 
@@ -16,8 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm import tqdm
+
+from dlcf.checkpoints import Checkpoint
+from dlcf.distributed import n_processes, share, sum_over_processes
 
 __all__ = [
     "AutogradStep",
@@ -36,6 +41,7 @@ __all__ = [
 # The network's inputs, then the ratings; equally many rows in each.
 Batch = tuple[Tensor, ...]
 SCHEDULES = ("plateau", "one-cycle")
+PRECISIONS = ("float32", "bf16")
 
 
 class RatingNetwork(nn.Module):
@@ -120,25 +126,39 @@ class TrainingStep(ABC):
 
 
 class AutogradStep(TrainingStep):
-    """Torch's autograd on :meth:`RatingNetwork.losses`, then the network's optimiser."""
+    """Torch's autograd on :meth:`RatingNetwork.losses`, then the network's optimiser.
+
+    Several processes share each batch by DistributedDataParallel. Dropout, and the moments of batch
+    norms, are then each process's own.
+    """
 
     def __init__(self, network: RatingNetwork, train: Batch, config: TrainingConfig) -> None:
         self.network = network
         self.train = train
         self.optimizers = [network.optimizer(config)]
         self.order = torch.empty(0, dtype=torch.int64)
+        self.losses: nn.Module = _Losses(network, config.precision == "bf16")
+        if n_processes() > 1:
+            self.losses = DistributedDataParallel(self.losses)
 
     def begin_epoch(self) -> None:
         self.order = torch.randperm(len(self.train[-1]), device=self.train[-1].device)
+        if n_processes() > 1:
+            torch.distributed.broadcast(self.order, 0)
 
     def __call__(self, start: int, stop: int) -> Tensor:
         rows = self.order[start:stop]
-        objective, error = self.network.losses(*(tensor[rows] for tensor in self.train))
+        own = rows[share(len(rows))]
+        # Gradients are averaged over processes, whose parts need not be equal; a process whose part
+        # is empty takes part with a rating that counts nothing.
+        weight = len(own) / len(rows)
+        batch = (tensor[own if len(own) else rows[:1]] for tensor in self.train)
+        objective, error = self.losses(*batch)
         (optimizer,) = self.optimizers
         optimizer.zero_grad()
-        objective.backward()
+        (objective if n_processes() == 1 else objective * weight * n_processes()).backward()
         optimizer.step()
-        return error.detach()[None]
+        return sum_over_processes(error.detach() * weight)[None]
 
     def settle(self) -> None:
         """Nothing to do: the optimiser works on the network's own weights."""
@@ -163,6 +183,19 @@ class AutogradStep(TrainingStep):
             torch.cuda.set_rng_state(state["cuda"], device)
 
 
+class _Losses(nn.Module):
+    """`losses` as the `forward` of a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, network: RatingNetwork, bf16: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.bf16 = bf16
+
+    def forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(batch[-1].device.type, torch.bfloat16, enabled=self.bf16):
+            return self.network.losses(*batch)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a network is trained; the defaults are the paper's.
@@ -183,6 +216,8 @@ class TrainingConfig:
         Draws the initial weights, the order of the ratings and the dropout.
     device
         ``"cpu"``, ``"cuda"``, ... or ``"auto"``: CUDA where there is one.
+    precision
+        ``"float32"``, or ``"bf16"``: matrix products in bfloat16, weights and sums in float32.
     """
 
     epochs: int = 10
@@ -194,6 +229,7 @@ class TrainingConfig:
     early_stopping: int | None = None
     seed: int = 0
     device: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
@@ -201,6 +237,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a positive number")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; choose {' or '.join(SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            known = " or ".join(PRECISIONS)
+            raise ValueError(f"unknown precision {self.precision!r}; choose {known}")
 
 
 @dataclass
@@ -311,24 +350,62 @@ def train_together(
             networks, validations, step.optimizers, strict=True
         )
     ]
-    bar = tqdm(total=config.epochs, desc="epochs", disable=None, leave=False)
-    for _ in range(config.epochs):
-        for network in networks:
-            network.train()
-        total = torch.zeros(len(runs), dtype=torch.float64, device=trains[0][-1].device)
-        step.begin_epoch()
-        for start, stop in batches:
-            total += step(start, stop) * (stop - start)
-            for run in runs:
-                run.end_batch()
-        step.settle()
-        for run, loss in zip(runs, total.tolist(), strict=True):
-            run.end_epoch(loss / n_rows)
-        bar.update()
-        bar.set_postfix_str(str(runs[0]))
-        if all(run.stopped for run in runs):
-            break
+    checkpoint = Checkpoint(networks, [*trains, *validations], configs)
+    progress = _Progress(step, runs, n_rows)
+    progress.resume(checkpoint.load())
+    with tqdm(total=config.epochs, desc="epochs", disable=None, leave=False) as bar:
+        while progress.epoch < config.epochs and not all(run.stopped for run in runs):
+            bar.n = progress.epoch
+            bar.set_postfix_str(str(runs[0]))
+            progress.train_epoch(batches, checkpoint)
+            checkpoint.save(progress.state_dict())
     return [run.finish() for run in runs]
+
+
+class _Progress:
+    """How far training has come, to the batch."""
+
+    def __init__(self, step: TrainingStep, runs: Sequence[_Run], n_rows: int) -> None:
+        self.step, self.runs, self.n_rows = step, runs, n_rows
+        self.epoch = 0
+        self.batch = 0
+        self.total = torch.zeros(len(runs), dtype=torch.float64)
+
+    def train_epoch(self, batches: Sequence[tuple[int, int]], checkpoint: Checkpoint) -> None:
+        """From where it stands to the end of the epoch."""
+        for run in self.runs:
+            run.network.train()
+        if self.batch == 0:
+            self.step.begin_epoch()
+            self.total.zero_()
+        total = self.total.to(self.runs[0].device)
+        for start, stop in batches[self.batch :]:
+            total += self.step(start, stop) * (stop - start)
+            for run in self.runs:
+                run.end_batch()
+            self.batch += 1
+            if checkpoint.due(self.batch) and self.batch < len(batches):
+                self.total.copy_(total)
+                checkpoint.save(self.state_dict())
+        self.step.settle()
+        for run, loss in zip(self.runs, total.tolist(), strict=True):
+            run.end_epoch(loss / self.n_rows)
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        runs = [run.state_dict() for run in self.runs]
+        place = {"epoch": self.epoch, "batch": self.batch, "total": self.total}
+        return {**place, "runs": runs, "step": self.step.state_dict()}
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Go on from what :meth:`state_dict` gave, or begin where that is None."""
+        if state is None:
+            return
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.total.copy_(state["total"])
+        self.step.load_state_dict(state["step"])
+        for run, saved in zip(self.runs, state["runs"], strict=True):
+            run.load_state_dict(saved)
 
 
 class _Run:
@@ -385,7 +462,34 @@ class _Run:
             self.stopped = True
             self.last = self._weights()
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def state_dict(self) -> dict[str, Any]:
+        schedule = self.plateau or self.one_cycle
+        assert schedule is not None
+        return {
+            "history": self.history.as_dict(),
+            "best": self.best,
+            "last": self.last,
+            "stopped": self.stopped,
+            "schedule": schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        schedule = self.plateau or self.one_cycle
+        assert schedule is not None
+        schedule.load_state_dict(state["schedule"])
+        self.history = History(**state["history"])
+        self.stopped = state["stopped"]
+        self.best, self.last = (
+            {name: value.to(self.device) for name, value in state[which].items()}
+            for which in ("best", "last")
+        )
+
     def finish(self) -> tuple[History, dict[str, Tensor]]:
+        self.network.eval()
         if self.stopped:
             self.network.load_state_dict(self.last)
         return self.history, self.best

@@ -87,6 +87,7 @@ OTHER: dict[str, Any] = {
     "weight_decay": 5.0,
     "rerank": 1.0,
     "candidates": 3,
+    "precision": "bf16",
 }
 # RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
 BANDS = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
@@ -18,9 +21,10 @@ from dlcf.models.fm import (
 )
 from dlcf.models.knn import ItemKNN, UserKNN
 from dlcf.models.mf import MatrixFactorization, SVDPlusPlus
+from dlcf.models.network import NetworkRecommender, fit_networks
 from dlcf.models.ranking import EASE, ImplicitALS, RP3Beta
 
-__all__ = ["Explanation", "Recommender", "available", "load_model", "make"]
+__all__ = ["Explanation", "Recommender", "available", "fit_together", "load_model", "make"]
 
 _REGISTRY: dict[str, type[Recommender]] = {
     model.name: model
@@ -78,6 +82,41 @@ def make(name: str, **hyper_parameters: Any) -> Recommender:
             f"it takes {', '.join(known) or 'none'}"
         )
     return model(**hyper_parameters)
+
+
+def fit_together(
+    name: str,
+    seeds: Sequence[int],
+    train: pd.DataFrame,
+    validation: pd.DataFrame | None = None,
+    movies: pd.DataFrame | None = None,
+    **hyper_parameters: Any,
+) -> list[Recommender]:
+    """Models that differ only in their seeds, fitted at once.
+
+    Each is what :func:`make` and `fit` give for its seed, but for rounding. `deepcf` is faster so,
+    on the CPU and without `ranking_weight`; all others are fitted one after another.
+
+    Parameters
+    ----------
+    name, **hyper_parameters
+        As for :func:`make`, without the seed.
+    seeds
+        One for each model.
+    train, validation, movies
+        As for :meth:`Recommender.fit`.
+
+    Returns
+    -------
+    list
+        The fitted models, in the order of `seeds`.
+    """
+    models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
+    networks = [model for model in models if isinstance(model, NetworkRecommender)]
+    if networks and all(model.trains_together for model in networks):
+        fit_networks(networks, train, validation, movies)
+        return models
+    return [model.fit(train, validation, movies) for model in models]
 
 
 def load_model(folder: str | Path) -> Recommender:

@@ -159,6 +159,17 @@ class Recommender(ABC):
             A frame is empty or wrong; the message names the column, the row and the remedy. A
             model that was fitted before stays as it was.
         """
+        data, held_out = self._index(train, validation, movies)
+        self._fit(data, held_out, movies)
+        return self
+
+    def _index(
+        self,
+        train: pd.DataFrame,
+        validation: pd.DataFrame | None,
+        movies: pd.DataFrame | None,
+    ) -> tuple[Interactions, Interactions | None]:
+        """Check the frames, learn vocabularies and biases, and number users and movies."""
         check_ratings(train, source="train")
         scale = rating_scale(train)
         if validation is not None:
@@ -176,8 +187,7 @@ class Recommender(ABC):
         if validation is not None:
             _, known_user, _, known_movie = self._indices(validation)
             held_out = self._interactions(validation[known_user & known_movie])
-        self._fit(data, held_out, movies)
-        return self
+        return data, held_out
 
     def predict(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
         """Predicted ratings.

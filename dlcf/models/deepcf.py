@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
-from dlcf.models.network import WEIGHTS, NetworkRecommender, hold_out, rated_movies
-from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
+from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
+from dlcf.training import (
+    Batch,
+    History,
+    RatingNetwork,
+    TrainingConfig,
+    TrainingStep,
+    pick_device,
+)
 
 __all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork", "player_share", "shapley"]
 
@@ -171,8 +178,9 @@ class AttentionNetwork(RatingNetwork):
             for network in networks
             if type(network) is AttentionNetwork and network.faithful_weight == 0
         ]
-        on_cpu = trains[0][-1].device.type == "cpu"
-        if on_cpu and configs[0].schedule == "plateau" and len(attention) == len(networks):
+        config, device = configs[0], trains[0][-1].device
+        by_hand = (config.schedule, config.precision, device.type) == ("plateau", "float32", "cpu")
+        if by_hand and len(attention) == len(networks):
             return AttentionStep(attention, trains, configs)
         return super().training_step(networks, trains, configs)
 
@@ -308,7 +316,7 @@ class DeepCF(NetworkRecommender):
     weights
         Predict with the weights of the ``"last"`` epoch, as the paper's figures suggest, or of the
         ``"best"`` epoch on validation.
-    seed, device
+    seed, device, precision
         See :class:`dlcf.training.TrainingConfig`.
     """
 
@@ -333,6 +341,7 @@ class DeepCF(NetworkRecommender):
         weights: str = "last",
         seed: int = 0,
         device: str = "auto",
+        precision: str = "float32",
     ) -> None:
         if ranking_weight < 0:
             raise ValueError(f"ranking_weight is {ranking_weight}; give 0 or more")
@@ -357,6 +366,13 @@ class DeepCF(NetworkRecommender):
         self.weights = weights
         self.seed = seed
         self.device = device
+        self.precision = precision
+
+    @property
+    def trains_together(self) -> bool:  # type: ignore[override]
+        on_cpu = pick_device(self.device).type == "cpu"
+        plain = self.ranking_weight == 0 and self.faithful_weight == 0
+        return plain and self.precision == "float32" and on_cpu
 
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength and attention weights of one recommendation.
@@ -458,28 +474,31 @@ class DeepCF(NetworkRecommender):
         values = [self._network.coalitions(*part) for part in zip(*index, strict=True)]
         return torch.cat(values).cpu().double().numpy()
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
-        super()._fit(data, validation, movies)
-        if validation is None:
-            _, validation = hold_out(data, self.validation_fraction, self.seed)
+    def _prepare(
+        self, data: Interactions, validation: Interactions | None
+    ) -> tuple[Batch, Batch | None]:
+        train, self._held_out = super()._prepare(data, validation)
+        return train, self._held_out
+
+    def _finish(self, history: History, best: dict[str, Tensor]) -> None:
+        super()._finish(history, best)
         self._faithfulness: dict[str, float | None] = {}
         for which in WEIGHTS:
             self._network.load_state_dict(self._states[which])
-            self._faithfulness[which] = self._measure(validation)
+            self._faithfulness[which] = self._measure(self._held_out)
         self._network.load_state_dict(self._states[self.weights])
+        del self._held_out
 
-    def _measure(self, held_out: Interactions | None) -> float | None:
-        if held_out is None or len(held_out) < 2:
+    def _measure(self, held_out: Batch | None) -> float | None:
+        """See :attr:`faithfulness`."""
+        if held_out is None or len(held_out[0]) < 2:
             return None
-        size = min(len(held_out), MOST_MEASURED)
-        rows = np.linspace(0, len(held_out) - 1, size).astype(np.int64)
-        users, movies = held_out.users[rows], held_out.movies[rows]
-        share = player_share(*shapley(self._coalitions(users, movies)))
+        size = min(len(held_out[0]), MOST_MEASURED)
+        rows = np.linspace(0, len(held_out[0]) - 1, size).astype(np.int64)
+        users, movies = (index[torch.from_numpy(rows)] for index in held_out[:2])
+        share = player_share(*shapley(self._coalitions(users.cpu().numpy(), movies.cpu().numpy())))
         with torch.no_grad():
-            index = (torch.as_tensor(i, device=self._device()) for i in (users, movies))
-            weight = self._network.attend(*index)[0][:, 0].cpu().numpy()
+            weight = self._network.attend(users, movies)[0][:, 0].cpu().numpy()
         if np.ptp(share) == 0 or np.ptp(weight) == 0:
             return None
         return float(stats.spearmanr(weight, share).statistic)

@@ -1,18 +1,21 @@
 """The training step of the paper's network by hand, for one network or several side by side.
 
 At batches of 64 ratings, the textbook loop spends most of its time around the arithmetic: autograd
-records and replays a graph of small operations, Adam walks over 1.3 million embedding weights of which
-a batch touches a few thousand, and dropout draws a float for every unit. Here forward and backward are
-written out, so that a step is about ninety calls of torch, twelve of which are the matrix products that
-nothing can save; the embeddings take Adam's steps only where a batch touches them
-(:class:`~dlcf.optimizers.DeferredAdam`, equal to dense Adam); all other weights lie in one flat tensor
-for each network, which Adam updates in one call; and dropout compares 16 random bits a unit. Networks
-trained together have a leading axis in every weight, so that all of them share each call; each has its
-own ratings, order and dropout, and becomes what it would alone.
+records and replays a graph of small operations, Adam walks over 1.3 million embedding weights of
+which a batch touches a few thousand, and dropout draws a float for every unit. Here forward and
+backward are written out, so that a step is about ninety calls of torch, twelve of which are the
+matrix products that nothing can save; the embeddings take Adam's steps only where a batch touches
+them (:class:`~dlcf.optimizers.DeferredAdam`, equal to dense Adam); all other weights lie in one
+flat tensor for each network, which Adam updates in one call; and dropout compares 16 random bits a
+unit. Networks trained together have a leading axis in every weight, so that all of them share each
+call; each has its own ratings, order and dropout, and becomes what it would alone. Several
+processes (:mod:`dlcf.distributed`) share each batch: moments of batch norms and gradients are
+summed over them, dropout is drawn for the whole batch by each, and so their number changes nothing
+but rounding.
 
-Two things differ from autograd's step beside rounding. A bias before a batch norm has no effect and a
-gradient of zero, so it stays at zero, where Adam would blow up the rounding error of autograd's. And a
-dropout rate is held to a multiple of 2^-16.
+Two things differ from autograd's step beside rounding. A bias before a batch norm has no effect and
+a gradient of zero, so it stays at zero, where Adam would blow up the rounding error of autograd's.
+And a dropout rate is held to a multiple of 2^-16.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlcf.optimizers import DeferredAdam
+from dlcf.distributed import n_processes, share, sum_over_processes
+from dlcf.optimizers import DeferredAdam, FlatAdam
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
 if TYPE_CHECKING:
@@ -41,10 +45,10 @@ class Weights(NamedTuple):
 
     attention: Tensor  # (S, 2, 2 embedding_size)
     attention_bias: Tensor  # (S, 2)
-    linear: list[Tensor]  # (S, outputs, inputs)
+    linear: list[Tensor]  # (S, outputs, inputs), without the leading axis where S = 1
     gain: list[Tensor]  # (S, outputs), of the batch norm; so is the shift
     shift: list[Tensor]
-    output: Tensor  # (S, 1, inputs)
+    output: Tensor  # (S, 1, inputs), without the leading axis where S = 1
     output_bias: Tensor  # (S, 1)
 
 
@@ -80,12 +84,34 @@ class BatchNorm:
         )
 
 
+class SharedBatchNorm(BatchNorm):
+    """The same by the moments of the rows of all processes, each of which holds a part."""
+
+    def forward(self, inputs: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        sums = torch.cat([inputs.sum(0), inputs.new_tensor([len(inputs)])])
+        *_, n = totals = sum_over_processes(sums)
+        mean = totals[:-1] / n
+        centred = inputs - mean
+        variance = sum_over_processes(centred.square().sum(0)) / n
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_variance.lerp_(variance * (n / (n - 1)), self.momentum)
+        self.n, self.slope = n, gain / torch.sqrt(variance + self.epsilon)
+        self.normalised = centred / torch.sqrt(variance + self.epsilon)
+        return torch.addcmul(shift, self.normalised, gain)
+
+    def backward(self, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By the inputs, of all rows; by gain and shift, of this process's rows alone."""
+        by_gain, by_shift = (gradient * self.normalised).sum(0), gradient.sum(0)
+        mean_gain, mean_shift = sum_over_processes(torch.stack([by_gain, by_shift])) / self.n
+        by_inputs = (gradient - mean_shift - self.normalised * mean_gain) * self.slope
+        return by_inputs, by_gain, by_shift
+
+
 class AttentionStep(TrainingStep):
     """A training step of :class:`~dlcf.models.deepcf.AttentionNetwork` on the CPU.
 
-    Activations are ``(n, S, features)``, n ratings of each of S networks: contiguous rows for what
-    is done element by element, and for a batch norm over ``S features`` columns; and a transposed
-    view for the products, one for each network.
+    Activations are ``(n, S features)``, n ratings of each of S networks: a plain matrix for what is
+    done element by element and for batch norms, and viewed as ``(S, n, features)`` for products.
     """
 
     def __init__(
@@ -99,7 +125,12 @@ class AttentionStep(TrainingStep):
         self.batch_size = configs[0].batch_size
         self.low, high = first.scale
         self.span = high - self.low
-        self.dropout = [module.p for module in first.tower if isinstance(module, nn.Dropout)]
+        dropped = [round(m.p * 2**16) for m in first.tower if isinstance(m, nn.Dropout)]
+        units = torch.tensor([linear.out_features for linear in _layers(first)[0]])
+        share = torch.tensor(dropped).repeat_interleave(units)
+        # A unit is dropped where its 16 bits, read as a signed number, are below this.
+        self._dropped = (share - 2**15).to(torch.int16)
+        self._scale = (2**16 / (2**16 - share)).to(first.output.weight.dtype)
         n_users = first.user_embedding.num_embeddings
         self.n_rows = n_users + first.movie_embedding.num_embeddings
         # Users and movies of all networks are rows of one table.
@@ -121,7 +152,7 @@ class AttentionStep(TrainingStep):
         self.weights, self.gradients = (_views(t, first) for t in (self.flat, self.gradient))
         self.norms = _batch_norms(networks)
         self.optimizers = [
-            _adam(weights, gradient, config)
+            FlatAdam(weights, gradient, config.learning_rate)
             for weights, gradient, config in zip(self.flat, self.gradient, configs, strict=True)
         ]
 
@@ -134,22 +165,24 @@ class AttentionStep(TrainingStep):
     @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Tensor:
         order = self.order[start:stop]
+        n, own = len(order), share(len(order))
         pairs = self.pairs.gather(0, order[..., None].expand(-1, -1, 2))
-        ratings = self.ratings.gather(0, order)
-        rows, place = torch.unique(pairs, return_inverse=True)
+        rows, place = torch.unique(pairs.ravel(), return_inverse=True)
         rate = self._rate(rows)
         values = self.embeddings.fetch(rows, rate)
-        embedded = values.index_select(0, place.ravel()).view(*pairs.shape, -1)
-        strength = self._forward(embedded, self._draw_dropout(len(order)))
-        error = strength.mul(self.span).add_(self.low).sub_(ratings)
+        embedded = values.index_select(0, place.view(n, -1)[own].ravel())
+        masks = [mask[own] for mask in self._draw_dropout(n)]
+        strength = self._forward(embedded.view(-1, *pairs.shape[1:], values.shape[1]), masks)
+        error = strength.mul(self.span).add_(self.low).sub_(self.ratings.gather(0, order)[own])
         # By the logit of the output: mean squared error, scale, sigmoid.
-        slope = error * strength * (1 - strength) * (2 * self.span / len(order))
-        by_embedded = self._backward(slope).view(len(place.ravel()), -1)
-        by_values = torch.zeros_like(values).index_add_(0, place.ravel(), by_embedded)
-        self.embeddings.update(by_values, rate)
+        by_embedded = self._backward(error * strength * (1 - strength) * (2 * self.span / n))
+        by_values = torch.zeros_like(values)
+        by_values.index_add_(0, place.view(n, -1)[own].ravel(), by_embedded.flatten(0, 2))
+        self.embeddings.update(sum_over_processes(by_values), rate)
+        sum_over_processes(self.gradient)
         for optimizer in self.optimizers:
             optimizer.step()
-        return error.square().mean(dim=0)
+        return sum_over_processes(error.square().sum(dim=0)) / n
 
     def settle(self) -> None:
         rows = torch.arange(len(self.embeddings.table))
@@ -186,24 +219,22 @@ class AttentionStep(TrainingStep):
         `embedded` is ``(n, S, 2, embedding_size)``, a user and a movie.
         """
         weights = self.weights
-        self._embedded, self._masks = embedded, masks
-        pair = embedded.flatten(2)
+        self._embedded, self._pair, self._masks = embedded, embedded.flatten(1), masks
         # A softmax over two logits is the sigmoid of their difference.
-        self._contrast = weights.attention[:, :1] - weights.attention[:, 1:]
+        self._contrast = weights.attention[:, 0] - weights.attention[:, 1]
         difference = weights.attention_bias[:, 0] - weights.attention_bias[:, 1]
-        user = torch.sigmoid(_product(pair, self._contrast) + difference[:, None])
-        self._attention = torch.stack([user, 1 - user], dim=2)
-        hidden = (embedded * self._attention).flatten(2)
+        user = torch.sigmoid(_product(self._pair, self._one_row(self._contrast)) + difference)
+        self._attention = torch.stack([user, 1 - user], dim=2)[..., None]
+        hidden = (embedded * self._attention).flatten(1)
         self._hidden = [hidden]
         for linear, gain, shift, norm, mask in zip(
             weights.linear, weights.gain, weights.shift, self.norms, masks, strict=True
         ):
-            summed = _product(hidden, linear)
-            normalised = norm.forward(summed.flatten(1), gain.ravel(), shift.ravel())
-            hidden = normalised.relu_().view_as(summed).mul_(mask)
+            normalised = norm.forward(_product(hidden, linear), gain.ravel(), shift.ravel())
+            hidden = normalised.relu_()
+            hidden.view_as(mask).mul_(mask)
             self._hidden.append(hidden)
-        output = _product(hidden, weights.output).squeeze(2)
-        return torch.sigmoid(output + weights.output_bias.T)
+        return torch.sigmoid(_product(hidden, weights.output) + weights.output_bias.T)
 
     def _backward(self, slope: Tensor) -> Tensor:
         """Gradient by the embedded pairs; the others are left in `gradients`.
@@ -211,51 +242,47 @@ class AttentionStep(TrainingStep):
         `slope` is the gradient by the output's logit, ``(n, S)``.
         """
         weights, gradients = self.weights, self.gradients
-        slope = slope[..., None]
         _weight_gradient(slope, self._hidden[-1], gradients.output)
-        gradients.output_bias.copy_(slope.sum(0))
-        by_hidden = _product(slope, weights.output.transpose(1, 2))
+        torch.sum(slope, dim=0, out=gradients.output_bias[:, 0])
+        by_hidden = _product(slope, weights.output.mT)
         for layer in reversed(range(len(self.norms))):
             # A unit is positive where neither relu nor dropout has closed it.
-            by_hidden.mul_(self._masks[layer])
-            open_ = torch.ops.aten.threshold_backward(by_hidden, self._hidden[layer + 1], 0)
-            by_summed, gain, shift = self.norms[layer].backward(open_.flatten(1))
+            mask = self._masks[layer]
+            by_hidden.view_as(mask).mul_(mask)
+            by_normalised = torch.ops.aten.threshold_backward(by_hidden, self._hidden[layer + 1], 0)
+            by_summed, gain, shift = self.norms[layer].backward(by_normalised)
             gradients.gain[layer].copy_(gain.view_as(gradients.gain[layer]))
             gradients.shift[layer].copy_(shift.view_as(gradients.shift[layer]))
-            by_summed = by_summed.view_as(open_)
             _weight_gradient(by_summed, self._hidden[layer], gradients.linear[layer])
-            by_hidden = _product(by_summed, weights.linear[layer].transpose(1, 2))
+            by_hidden = _product(by_summed, weights.linear[layer].mT)
         return self._backward_attention(by_hidden.view_as(self._embedded))
 
     def _backward_attention(self, by_attended: Tensor) -> Tensor:
         """From the gradient by the weighted embeddings to that by the embeddings themselves."""
-        by_weight = (by_attended * self._embedded).sum(3, keepdim=True)
-        user, movie = self._attention.split(1, dim=2)
-        by_user = (by_weight[:, :, :1] - by_weight[:, :, 1:]) * user * movie
         gradients = self.gradients
-        slope = by_user.squeeze(3)
-        _weight_gradient(slope, self._embedded.flatten(2), gradients.attention[:, :1])
-        torch.neg(gradients.attention[:, :1], out=gradients.attention[:, 1:])
-        torch.sum(slope.squeeze(2), dim=0, out=gradients.attention_bias[:, 0])
+        by_weight = (by_attended * self._embedded).sum(3)
+        user, movie = self._attention.squeeze(3).unbind(2)
+        slope = (by_weight[:, :, 0] - by_weight[:, :, 1]).mul_(user).mul_(movie)
+        _weight_gradient(slope, self._pair, self._one_row(gradients.attention[:, 0]))
+        torch.neg(gradients.attention[:, 0], out=gradients.attention[:, 1])
+        torch.sum(slope, dim=0, out=gradients.attention_bias[:, 0])
         torch.neg(gradients.attention_bias[:, 0], out=gradients.attention_bias[:, 1])
-        through_weights = by_user * self._contrast.view(self._embedded.shape[1:])
+        through_weights = slope[..., None, None] * self._contrast.view(self._embedded.shape[1:])
         return torch.addcmul(through_weights, by_attended, self._attention)
+
+    def _one_row(self, rows: Tensor) -> Tensor:
+        """``(S, inputs)`` as weights of one output."""
+        return rows if len(self.networks) == 1 else rows[:, None]
 
     def _draw_dropout(self, n: int) -> list[Tensor]:
         """For each layer ``(n, S, outputs)``, 0 where a unit is dropped, else 1 / (1 - rate)."""
-        sizes = [n * gain.shape[1] for gain in self.weights.gain]
-        n_words = -(-sum(sizes) // 4)
+        sizes = [gain.shape[1] for gain in self.weights.gain]
+        n_words = -(-n * sum(sizes) // 4)
         words = [generator.bit_generator.random_raw(n_words) for generator in self.generators]
-        chunks = torch.from_numpy(np.stack(words).view(np.int16)).split(
-            [*sizes, 4 * n_words - sum(sizes)], dim=1
-        )
-        masks = []
-        for chunk, rate in zip(chunks, self.dropout, strict=False):
-            dropped = round(rate * 2**16)
-            bits = chunk.view(len(words), n, -1).transpose(0, 1)
-            mask = torch.ge(bits, dropped - 2**15, out=self.flat.new_empty(bits.shape))
-            masks.append(mask.mul_(2**16 / (2**16 - dropped)))
-        return masks
+        bits = torch.from_numpy(np.stack(words).view(np.int16))[:, : n * sum(sizes)]
+        bits = bits.view(len(words), n, -1).transpose(0, 1)
+        masks = torch.ge(bits, self._dropped, out=self.flat.new_empty(bits.shape)).mul_(self._scale)
+        return list(masks.split(sizes, dim=2))
 
     def _rate(self, rows: Tensor) -> float | Tensor:
         """The learning rate of rows of the table, ``(n, 1)``, or the one of all."""
@@ -283,15 +310,24 @@ class AttentionStep(TrainingStep):
 
 
 def _product(inputs: Tensor, weights: Tensor) -> Tensor:
-    """``(n, S, inputs)`` times the transpose of ``(S, outputs, inputs)``: ``(n, S, outputs)``."""
-    products = inputs.new_empty(*inputs.shape[:2], weights.shape[1])
-    torch.bmm(inputs.transpose(0, 1), weights.transpose(1, 2), out=products.transpose(0, 1))
-    return products
+    """``(n, S inputs)`` times the transpose of ``(S, outputs, inputs)``: ``(n, S outputs)``."""
+    if weights.dim() == 2:
+        return torch.mm(inputs, weights.mT)
+    n, members = len(inputs), len(weights)
+    products = inputs.new_empty(n, members, weights.shape[1])
+    by_member = inputs.view(n, members, -1).transpose(0, 1)
+    torch.bmm(by_member, weights.mT, out=products.transpose(0, 1))
+    return products.view(n, -1)
 
 
-def _weight_gradient(by_outputs: Tensor, inputs: Tensor, out: Tensor) -> None:
-    """Of `_product` by its weights, from its outputs' gradient."""
-    torch.bmm(by_outputs.permute(1, 2, 0), inputs.transpose(0, 1), out=out)
+def _weight_gradient(by_products: Tensor, inputs: Tensor, out: Tensor) -> None:
+    """Of :func:`_product` by its weights."""
+    if out.dim() == 2:
+        torch.mm(by_products.mT, inputs, out=out)
+        return
+    n, members = len(inputs), len(out)
+    by_products, inputs = by_products.view(n, members, -1), inputs.view(n, members, -1)
+    torch.bmm(by_products.permute(1, 2, 0), inputs.transpose(0, 1), out=out)
 
 
 def _layers(network: AttentionNetwork) -> tuple[list[nn.Linear], list[Any]]:
@@ -324,14 +360,18 @@ def _views(flat: Tensor, network: AttentionNetwork) -> Weights:
     parts = flat.split([weights.numel() for weights in own], dim=1)
     views = [part.view(-1, *weights.shape) for part, weights in zip(parts, own, strict=True)]
     n = len(_layers(network)[0])
-    layers = [views[2 + kind * n : 2 + (kind + 1) * n] for kind in range(3)]
-    return Weights(views[0], views[1], *layers, views[-2], views[-1])
+    linears, gains, shifts = (views[2 + kind * n : 2 + (kind + 1) * n] for kind in range(3))
+    output = views[-2]
+    if len(flat) == 1:
+        linears, output = [linear[0] for linear in linears], output[0]
+    return Weights(views[0], views[1], linears, gains, shifts, output, views[-1])
 
 
 def _batch_norms(networks: Sequence[AttentionNetwork]) -> list[BatchNorm]:
     """One a layer, over the features of all networks."""
+    kind = BatchNorm if n_processes() == 1 else SharedBatchNorm
     return [
-        BatchNorm(
+        kind(
             torch.cat([norm.running_mean for norm in norms]),
             torch.cat([norm.running_var for norm in norms]),
             norms[0].momentum,
@@ -339,9 +379,3 @@ def _batch_norms(networks: Sequence[AttentionNetwork]) -> list[BatchNorm]:
         )
         for norms in zip(*(_layers(network)[1] for network in networks), strict=True)
     ]
-
-
-def _adam(weights: Tensor, gradient: Tensor, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameter = nn.Parameter(weights)
-    parameter.grad = gradient
-    return torch.optim.Adam([parameter], config.learning_rate, fused=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,10 @@ from dlcf.training import (
     predict_in_batches,
     seeded,
     train_network,
+    train_together,
 )
 
-__all__ = ["NetworkRecommender", "hold_out", "rated_movies"]
+__all__ = ["NetworkRecommender", "fit_networks", "hold_out", "rated_movies"]
 
 WEIGHTS = ("last", "best")
 
@@ -44,6 +46,8 @@ class NetworkRecommender(Recommender):
     device: str
 
     history: History
+    # Whether several models that differ only in their seeds can share one training loop.
+    trains_together: ClassVar[bool] = False
 
     def use_weights(self, which: str) -> NetworkRecommender:
         """Predict with the ``"last"`` epoch's weights or those of the ``"best"`` validation epoch.
@@ -72,18 +76,27 @@ class NetworkRecommender(Recommender):
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        config = self.training_config()
+        with seeded(self.seed, pick_device(self.device)):
+            train, held_out = self._prepare(data, validation)
+            self._finish(*train_network(self._network, train, held_out, self.training_config()))
+
+    def _prepare(
+        self, data: Interactions, validation: Interactions | None
+    ) -> tuple[Batch, Batch | None]:
+        """Build the network, inside `seeded`; what comes back is to train on and to hold out."""
+        self.training_config()
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights are {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
         if validation is None:
             data, validation = hold_out(data, self.validation_fraction, self.seed)
         device = pick_device(self.device)
-        with seeded(self.seed, device):
-            self._network = self._build(data).to(device)
-            held_out = None if validation is None else _tensors(validation, device)
-            self.history, best = train_network(
-                self._network, _tensors(data, device), held_out, config
-            )
+        self._network = self._build(data).to(device)
+        held_out = None if validation is None else _tensors(validation, device)
+        return _tensors(data, device), held_out
+
+    def _finish(self, history: History, best: dict[str, Tensor]) -> None:
+        """Keep what :func:`train_network` gave."""
+        self.history = history
         last = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._states = {"last": last, "best": best}
         self._network.load_state_dict(self._states[self.weights])
@@ -134,6 +147,28 @@ class NetworkRecommender(Recommender):
             if saved.shape != buffer.shape:  # what users rated, less what was held out
                 setattr(self._network, name, saved.to(device))
         self._network.load_state_dict(self._states[self.weights])
+
+
+def fit_networks(
+    models: Sequence[NetworkRecommender],
+    train: pd.DataFrame,
+    validation: pd.DataFrame | None,
+    movies: pd.DataFrame | None,
+) -> None:
+    """Fit models that differ only in their seeds, all in one training loop."""
+    batches = []
+    for model in models:
+        data, held_out = model._index(train, validation, movies)
+        with seeded(model.seed, pick_device(model.device)):
+            batches.append(model._prepare(data, held_out))
+    trained = train_together(
+        [model._network for model in models],
+        [batch for batch, _ in batches],
+        [held_out for _, held_out in batches],
+        [model.training_config() for model in models],
+    )
+    for model, (history, best) in zip(models, trained, strict=True):
+        model._finish(history, best)
 
 
 def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,184 @@
+"""Checkpoints: a killed run ends with the bits of one that was not; damage is never loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dlcf.checkpoints import KEPT, Checkpoint, checkpoints
+from dlcf.models import Recommender, fit_together, make
+from dlcf.paths import ROOT
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "deepcf": {"epochs": 6, "embedding_size": 8, "hidden": (16, 8), "dropout": (0.2, 0.1)},
+    "mf": {"epochs": 6, "factors": 6, "batch_size": 64, "validation_fraction": 0.1},
+    "deepcf-plus": {"history_size": 8, "folds": 2, "cuts": (0.5,), "epochs": 4, "batch_size": 128},
+}
+SETTINGS["deepcf"]["lr_patience"] = 0  # so that the schedule's state matters
+# A process that fits the model named by its arguments, and saves it.
+PROGRAM = """
+import sys
+import pandas as pd, torch
+from dlcf.checkpoints import checkpoints
+from dlcf.models import make
+torch.set_num_threads(1)
+name, ratings, folder, output, settings = sys.argv[1:]
+train = pd.read_csv(ratings).astype({"rating": "float32"})
+with checkpoints(folder, steps=3):
+    print("fitting", flush=True)
+    make(name, seed=0, **eval(settings)).fit(train).save(output)
+"""
+
+
+def predictions(model: Recommender, ratings: pd.DataFrame) -> bytes:
+    return model.predict(ratings).tobytes()
+
+
+class Interrupted(Exception):
+    """Raised where a process would have been killed."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("stop_at", [2, 17])
+def test_an_interrupted_run_ends_with_the_same_bits(
+    name: str,
+    stop_at: int,
+    toy_ratings: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped at the second checkpoint, and again at the seventeenth, somewhere in an epoch."""
+    expected = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    saves = 0
+    save = Checkpoint.save
+
+    def save_and_stop(self: Checkpoint, state: Any) -> None:
+        nonlocal saves
+        save(self, state)
+        saves += 1
+        if saves == stop_at:
+            raise Interrupted
+
+    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+    with checkpoints(tmp_path, steps=2), pytest.raises(Interrupted):
+        make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    torch.manual_seed(5)
+    with checkpoints(tmp_path, steps=2):
+        resumed = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    assert saves > stop_at
+    assert predictions(resumed, toy_ratings) == predictions(expected, toy_ratings)
+    assert resumed.history == expected.history  # type: ignore[attr-defined]
+    saves_of_a_whole_run = saves
+    with checkpoints(tmp_path, steps=2):
+        again = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    assert saves == saves_of_a_whole_run  # what is complete is not trained again
+    assert predictions(again, toy_ratings) == predictions(expected, toy_ratings)
+
+
+def test_models_fitted_together_resume_together(
+    toy_ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS["deepcf"], "early_stopping": 1}
+    expected = fit_together("deepcf", [0, 1], toy_ratings, **settings)
+    calls = 0
+    save = Checkpoint.save
+
+    def save_and_stop(self: Checkpoint, state: Any) -> None:
+        nonlocal calls
+        save(self, state)
+        calls += 1
+        if calls in (5, 11):
+            raise Interrupted
+
+    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+    for _ in range(2):
+        with checkpoints(tmp_path, steps=4), pytest.raises(Interrupted):
+            fit_together("deepcf", [0, 1], toy_ratings, **settings)
+    with checkpoints(tmp_path, steps=4):
+        resumed = fit_together("deepcf", [0, 1], toy_ratings, **settings)
+    for one, other in zip(resumed, expected, strict=True):
+        assert predictions(one, toy_ratings) == predictions(other, toy_ratings)
+
+
+def test_a_killed_process_resumes(toy_ratings: pd.DataFrame, tmp_path: Path) -> None:
+    """SIGKILL at a random moment, twice; then the same command to the end."""
+    settings = {**SETTINGS["deepcf"], "epochs": 40, "batch_size": 16}
+    expected = make("deepcf", seed=0, **settings).fit(toy_ratings)
+    source, folder, output = tmp_path / "ratings.csv", tmp_path / "checkpoints", tmp_path / "model"
+    toy_ratings.to_csv(source, index=False)
+    command = [sys.executable, "-c", PROGRAM, "deepcf", source, folder, output, repr(settings)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    generator = np.random.default_rng()
+    for _ in range(2):
+        before = newest(folder)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        while newest(folder) <= before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    from dlcf.models import load_model
+
+    assert predictions(load_model(output), toy_ratings) == predictions(expected, toy_ratings)
+
+
+def newest(folder: Path) -> int:
+    """The highest number of a checkpoint, 0 where there is none."""
+    names = [path.name for path in folder.glob("*/*") if path.name.isdecimal()]
+    return max(map(int, names), default=0)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "altered", "description cut off", "file missing"])
+def test_a_damaged_checkpoint_is_not_loaded(damage: str, tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 1)
+    with checkpoints(tmp_path):
+        checkpoint = Checkpoint([network], [], 0)
+        for step in range(4):
+            checkpoint.save({"step": step, "weights": torch.full((100,), float(step))})
+        kept = sorted(path for path in checkpoint.folder.iterdir())
+        assert len(kept) == KEPT
+        tensors, description = kept[-1] / "state.safetensors", kept[-1] / "state.json"
+        if damage == "cut off":
+            tensors.write_bytes(tensors.read_bytes()[:-7])
+        elif damage == "altered":
+            content = bytearray(tensors.read_bytes())
+            content[-5] ^= 1
+            tensors.write_bytes(content)
+        elif damage == "description cut off":
+            description.write_text(description.read_text()[:40])
+        else:
+            tensors.unlink()
+        (checkpoint.folder / ".half-written").mkdir()
+        again = Checkpoint([network], [], 0)
+        with pytest.warns(UserWarning, match="damaged"):
+            state = again.load()
+        assert state["step"] == 2 and bool((state["weights"] == 2).all())
+        again.save({"step": 5})
+        assert not (checkpoint.folder / ".half-written").exists()
+        assert Checkpoint([network], [], 0).load() == {"step": 5}
+        assert Checkpoint([network], [], 1).load() is None
+
+
+def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {
+        "numbers": [0.1, 1 / 3, float("inf"), 2**70, -1, True, None, "text"],
+        "nested": {0: {"a": torch.arange(6).view(2, 3).T}, "b": []},
+        "empty": {},
+    }
+    with checkpoints(tmp_path):
+        Checkpoint([], [], 0).save(state)
+        loaded = Checkpoint([], [], 0).load()
+    assert loaded["numbers"] == state["numbers"] and loaded["empty"] == {}
+    assert list(loaded["nested"]) == [0, "b"] and loaded["nested"]["b"] == []
+    assert torch.equal(loaded["nested"][0]["a"], torch.arange(6).view(2, 3).T)
