@@ -89,11 +89,14 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
     k = min(k, scores.shape[1])
     if k == scores.shape[1]:
         return np.argsort(-scores, axis=1, kind="stable")
-    kth_best = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    # A partition breaks ties arbitrarily: of the columns that tie with the k-th, keep the lowest.
-    above, tied = scores > kth_best, scores == kth_best
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    kth_best = np.partition(scores, -k, axis=1)[:, -k, None]
+    chosen = scores >= kth_best
+    if np.count_nonzero(chosen) > k * len(scores):
+        # A partition breaks ties arbitrarily: of the columns that tie with the k-th, keep the
+        # lowest.
+        above, tied = scores > kth_best, scores == kth_best
+        room = k - above.sum(axis=1, keepdims=True)
+        chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
     columns = np.nonzero(chosen)[1].reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
