@@ -24,6 +24,7 @@ from dlcf.models.explanation import Explanation
 __all__ = ["Interactions", "Recommender", "top_k"]
 
 FORMAT = 1
+_USERS_AT_ONCE = 64
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -235,16 +236,45 @@ class Recommender(ABC):
         DataFrame
             `movieId` and `score`, best first; fewer than `k` rows where the catalogue is short.
         """
+        return self.recommend_all([user_id], k, exclude_seen).drop(columns="userId")
+
+    def recommend_all(
+        self,
+        user_ids: Sequence[int] | NDArray[Any] | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+    ) -> pd.DataFrame:
+        """The lists of :meth:`recommend` for many users, which takes less than one after another.
+
+        Parameters
+        ----------
+        user_ids
+            MovieLens' ids; by default all users that the model was fitted on.
+
+        Returns
+        -------
+        DataFrame
+            `userId`, `movieId` and `score`, in the order of `user_ids`, each list best first.
+        """
+        self._check_fitted()
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one recommendation")
-        scores = self.score_all([user_id])
-        n_candidates = scores.shape[1]
-        if exclude_seen:
-            seen = self.seen([user_id])[1]
-            scores[0, seen] = -np.inf
-            n_candidates -= len(seen)
-        best = top_k(scores, min(k, n_candidates))[0]
-        return pd.DataFrame({"movieId": self.movie_ids[best], "score": scores[0, best]})
+        wanted = np.asarray(self.user_ids if user_ids is None else user_ids)
+        users, known = _positions(self.user_ids, wanted)
+        columns = np.empty((len(users), min(k, len(self.movie_ids))), dtype=np.int64)
+        scores = np.empty(columns.shape, dtype=np.float32)
+        columns[~known] = top_k(self._movie_count[None], k)
+        scores[~known] = self._movie_count[columns[~known]]
+        if known.any():
+            columns[known], scores[known] = self._best(users[known], k, exclude_seen)
+        row, place = np.nonzero(scores > -np.inf)
+        return pd.DataFrame(
+            {
+                "userId": wanted[row],
+                "movieId": self.movie_ids[columns[row, place]],
+                "score": scores[row, place],
+            }
+        )
 
     def seen(
         self, user_ids: Sequence[int] | NDArray[Any]
@@ -358,6 +388,22 @@ class Recommender(ABC):
         pairs_of_user = np.repeat(users, n_movies), np.tile(np.arange(n_movies), len(users))
         ratings = self._predict(*pairs_of_user, None)
         return ratings.reshape(len(users), n_movies).astype(np.float32)
+
+    def _best(
+        self, users: NDArray[np.int64], k: int, exclude_seen: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Columns and scores of each known user's list, ``(n, min(k, n_movies))``.
+
+        Places that the catalogue cannot fill have score ``-inf``.
+        """
+        parts = []
+        for block in np.split(users, range(_USERS_AT_ONCE, len(users), _USERS_AT_ONCE)):
+            scores = self.score_all(self.user_ids[block])
+            if exclude_seen:
+                scores[self._seen[block].nonzero()] = -np.inf
+            columns = top_k(scores, k)
+            parts.append((columns, np.take_along_axis(scores, columns, axis=1)))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _state(self) -> Arrays:
         """What `_fit` learned, as named arrays."""
