@@ -36,6 +36,7 @@ from dlcf.evaluation import evaluate
 from dlcf.models import Recommender, make
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import DeepCF
+from dlcf.models.network import NetworkRecommender
 from dlcf.splits import split
 from dlcf.synthetic import synthetic_ratings
 
@@ -349,13 +350,13 @@ def bench_peers(options: Options) -> dict[str, Entry]:
 def memory_bound(n_ratings: int, n_parameters: int) -> float:
     """Most bytes that fitting and ranking take beyond what the imports do.
 
-    Of a rating: 28 bytes each for the frame, its train part, that part in order, and the arrays
+    Of a rating: 28 bytes each for the frame, its train and test parts, the train part in order, and the arrays
     that the model sees (int64 user, movie and time, float32 stars); 12 for the matrix of what was
     seen; up to 64 while one of these is made from another. Of a parameter: 4 bytes each for value,
     gradient, two moments, and the kept last and best epochs. Then 128 MiB for one batch and one
     block of scores.
     """
-    return (4 * 28 + 12 + 64) * n_ratings + 6 * 4 * n_parameters + 2**27
+    return (5 * 28 + 12 + 64) * n_ratings + 6 * 4 * n_parameters + 2**27
 
 
 def measure_size(model: str, n_ratings: int, quick: bool = False) -> Entry:
@@ -364,22 +365,21 @@ def measure_size(model: str, n_ratings: int, quick: bool = False) -> Entry:
     imported = _peak_bytes()
     steps: dict[str, float] = {}
 
-    def timed(name: str, function: Callable[[], Any]) -> Any:
+    def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         start = time.perf_counter()
-        result = function()
+        result = function(*arguments)
         steps[name] = time.perf_counter() - start
         return result
 
     ratings = real
     if n_ratings != len(real):
-        ratings = timed("make_s", lambda: synthetic_ratings(n_ratings, real))
-    del real
-    timed("check_s", lambda: check_ratings(ratings))
-    train, _ = timed("split_s", lambda: split(ratings))
-    del ratings
-    fresh = make(model, seed=0, epochs=1, batch_size=BATCH[model])
-    fitted = timed("fit_s", lambda: fresh.fit(train))
-    timed("rank_s", lambda: fitted.recommend_all(fitted.user_ids[: 8 if quick else 128]))
+        ratings = timed("make_s", synthetic_ratings, n_ratings, real)
+    timed("check_s", check_ratings, ratings)
+    train, _ = timed("split_s", split, ratings)
+    fitted = make(model, seed=0, epochs=1, batch_size=BATCH[model])
+    timed("fit_s", fitted.fit, train)
+    timed("rank_s", fitted.recommend_all, fitted.user_ids[: 8 if quick else 128])
+    assert isinstance(fitted, NetworkRecommender)
     n_parameters = sum(p.numel() for p in fitted._network.parameters())
     bound = memory_bound(n_ratings, n_parameters)
     peak = _peak_bytes() - imported
@@ -415,7 +415,7 @@ def measure_loading(n_ratings: int) -> Entry:
     }
     return {
         "ratings": n_ratings,
-        **entry(again, first, at_most=None, cached=cached, same_ratings=same),
+        **entry(again, first, cached=cached, same_ratings=same),
         "check_s": check,
         "split_s": halves,
         "peak_bytes": _peak_bytes(),
