@@ -350,11 +350,11 @@ def bench_peers(options: Options) -> dict[str, Entry]:
 def memory_bound(n_ratings: int, n_parameters: int) -> float:
     """Most bytes that fitting and ranking take beyond what the imports do.
 
-    Of a rating: 28 bytes each for the frame, its train and test parts, the train part in order, and the arrays
-    that the model sees (int64 user, movie and time, float32 stars); 12 for the matrix of what was
-    seen; up to 64 while one of these is made from another. Of a parameter: 4 bytes each for value,
-    gradient, two moments, and the kept last and best epochs. Then 128 MiB for one batch and one
-    block of scores.
+    Of a rating: 28 bytes each for the frame, its train and test parts, the train part in order,
+    and the arrays that the model sees (int64 user, movie and time, float32 stars); 12 for the
+    matrix of what was seen; up to 64 while one of these is made from another. Of a parameter: 4
+    bytes each for value, gradient, two moments, and the kept last and best epochs. Then 128 MiB
+    for one batch and one block of scores.
     """
     return (5 * 28 + 12 + 64) * n_ratings + 6 * 4 * n_parameters + 2**27
 
