@@ -50,6 +50,8 @@ __all__ = [
     "memory_bound",
     "metrics_by_loop",
     "naive_lists",
+    "ratio_table",
+    "size_table",
 ]
 
 RECORD = paths.RESULTS / "bench.json"
@@ -478,6 +480,37 @@ USUAL = ("training", "ranking", "metrics", "peers", "scale")
 def load_bench(path: Path | None = None) -> dict[str, Any]:
     """What was measured: section -> ``machine`` and ``entries``."""
     return json.loads((path or RECORD).read_text(encoding="utf-8"))
+
+
+def ratio_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Every comparison that has two sides, for :func:`dlcf.plots.bench` and for reading.
+
+    Returns
+    -------
+    DataFrame
+        Index: what is compared; columns ``ours_s``, ``reference_s``, ``ratio`` (reference / ours),
+        ``target`` (the least ratio wanted) and ``met``.
+    """
+    rows = {}
+    for section in ("training", "ranking", "metrics"):
+        for name, found in record.get(section, {}).get("entries", {}).items():
+            if "ratio" in found:
+                number = float(found["target"].split()[-1])
+                target = number if "ratio >=" in found["target"] else 1 / number
+                columns = {key: found[key] for key in ("ours_s", "reference_s", "ratio", "met")}
+                rows[name] = {**columns, "target": target}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def size_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Cost by size: a row for each model and number of ratings that was measured."""
+    rows = [
+        {"model": name.split(",")[0], **found}
+        for name, found in record.get("scale", {}).get("entries", {}).items()
+        if "error" not in found
+    ]
+    columns = ["model", "ratings", "users", "movies", "batch_size", "fit_s", "rank_s"]
+    return pd.DataFrame(rows, columns=[*columns, "peak_bytes", "bound_bytes"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
