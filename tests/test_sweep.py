@@ -83,9 +83,9 @@ def test_a_killed_sweep_does_not_redo_what_was_finished(checkout: Path) -> None:
         time.sleep(0.1)
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.wait()
-    (checkout / "hold").unlink()
     (first,) = (checkout / "out").glob("toy/*/results/toy.json")
     before = first.stat()
+    (checkout / "hold").unlink()
     cut_off = started.read_text().split()[1]
 
     assert snakemake(checkout, "--unlock").wait(300) == 0
