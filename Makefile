@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint figures notebooks compare ablation lock clean
+.PHONY: help setup run test lint figures notebooks bench compare ablation lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,12 @@ figures: run  ## the same as run: every figure is written by a notebook
 
 notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
 	$(BIN)/python -m dlcf.run --keep
+
+bench: setup  ## time and memory beside plain ways and other libraries: results/bench.json, a figure
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary :all: \
+		--editable ".[bench,parquet]" || echo "Some library has no wheel for this Python: it is left out."
+	$(BIN)/python -m dlcf.bench $(SECTIONS)
+	$(BIN)/python -m dlcf.run --keep 09_speed
 
 compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.json (about an hour)
 	$(BIN)/python -m dlcf.compare

@@ -17,9 +17,10 @@ import tempfile
 import textwrap
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +59,7 @@ COLUMNS = list(DTYPES)
 
 CONNECT_SECONDS, STALL_SECONDS = 3, 10
 LARGEST_MEMBER = 4 * 2**30  # bytes; ratings.csv of ml-32m, the largest file read here, has 0.9e9
+CACHED_FROM = 2**24  # bytes of a file, packed or not; a smaller one is read in under a second
 LARGEST_RATIO = 200  # of unpacked to packed size; MovieLens' text files stay below 10
 
 RECBOLE = "recbole==1.2.1"
@@ -156,12 +158,7 @@ def load_ratings(
     source = _obtain(name, data_dir)
     scale = DATASETS[name].scale if isinstance(name, str) and name in DATASETS else HALF_STARS
     file = source.first(_RATINGS)
-    try:
-        with source.open(file) as stream:
-            ratings: pd.DataFrame = pd.read_csv(stream, dtype=DTYPES, **_RATINGS[file])
-        return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
-    except (ValueError, OverflowError):
-        return _read_carefully(source, file, scale)
+    return _cached(source.file(file), scale, partial(_read_ratings, source, file, scale))
 
 
 def load_movies(
@@ -246,6 +243,43 @@ def load_tags(
             for column in columns
         }
     )
+
+
+def _read_ratings(source: _Source, file: str, scale: tuple[float, float]) -> pd.DataFrame:
+    try:
+        with source.open(file) as stream:
+            ratings: pd.DataFrame = pd.read_csv(stream, dtype=DTYPES, **_RATINGS[file])
+        return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
+    except (ValueError, OverflowError):
+        return _read_carefully(source, file, scale)
+
+
+def _cached(
+    file: Path, scale: tuple[float, float], read: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """What `read` makes of a large file, from a Parquet copy where there is one.
+
+    The copy's name holds the digests of the file that it was made from and of its own bytes, so
+    that neither one of another file nor a damaged one is ever used. Without pyarrow, or where the
+    copy cannot be written, the file is read each time.
+    """
+    if file.stat().st_size < CACHED_FROM:
+        return read()
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return read()
+    folder = paths.CACHE / "ratings"
+    key = f"{_digest(file)[:32]}-{scale[0]:g}-{scale[1]:g}"
+    for copy in folder.glob(f"{key}-*.parquet"):
+        if copy.stem == f"{key}-{_digest(copy)[:32]}":
+            return pd.read_parquet(copy, engine="pyarrow")
+    ratings = read()
+    content = ratings.to_parquet(engine="pyarrow", compression="zstd", index=False)
+    with suppress(OSError):
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        paths.write_atomically(folder / f"{key}-{digest}.parquet", content)
+    return ratings
 
 
 def _read_carefully(source: _Source, file: str, scale: tuple[float, float]) -> pd.DataFrame:
@@ -691,6 +725,10 @@ class _Source:
                 return file
         raise ValueError(f"{self.path} holds none of {', '.join(files)}; add one of them")
 
+    def file(self, file: str) -> Path:
+        """The file on disk whose bytes decide what `file` holds."""
+        return self.path / file if self.path.is_dir() else self.path
+
     @contextmanager
     def open(self, file: str) -> Iterator[IO[bytes]]:
         if not self.has(file):
@@ -814,13 +852,17 @@ def _verify(path: Path, sha256: str | None) -> None:
         kind, expected = "md5", _md5_file(path).read_text("utf-8").split()[0]
     if expected is None:
         return
-    digest = hashlib.new(kind)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = _digest(path, kind)
     if found != expected:
         raise ValueError(
             f"{path} has the wrong checksum: {kind} {found}, expected {expected}; delete the file, "
             "and it is downloaded again"
         )
+
+
+def _digest(path: Path, kind: str = "sha256") -> str:
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

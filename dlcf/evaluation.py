@@ -262,23 +262,37 @@ def _rank_full(
     for start in tqdm(starts, desc="ranking", disable=None, leave=False):
         rows = slice(start, start + _USERS_AT_ONCE)
         scores = model.score_all(users[rows])
-        scores[seen[rows].toarray()] = -np.inf
+        scores[seen[rows].nonzero()] = -np.inf
         if sampled is not None:
             others = generator.random(scores.shape)
             others[(seen[rows] + wanted[rows]).toarray()] = -np.inf
             candidates = wanted[rows].toarray()
             np.put_along_axis(candidates, top_k(others, sampled), True, axis=1)
             scores[~candidates] = -np.inf
-        best = tie_break[top_k(scores[:, tie_break], k)]
+        best = _top_k_in_order(scores, k, tie_break)
         filled = np.take_along_axis(scores, best, axis=1) > -np.inf
         places = slice(0, best.shape[1])
         movies[rows, places] = np.where(filled, catalogue[best], -1)
-        found = np.take_along_axis(wanted[rows].toarray(), best, axis=1)
-        hits[rows, places] = found & filled
+        relevant = np.ravel_multi_index(wanted[rows].nonzero(), scores.shape)
+        cells = best + len(catalogue) * np.arange(len(best))[:, None]
+        hits[rows, places] = np.isin(cells, relevant) & filled
     n_relevant = _count_relevant(test, users, threshold)
     ideal = np.arange(k) < n_relevant[:, None]
     length = np.maximum((movies >= 0).sum(axis=1), 1)
     return RankedLists(users, movies, hits, hits, ideal, length, n_relevant)
+
+
+def _top_k_in_order(
+    scores: NDArray[np.float32], k: int, order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`top_k`, but ties go by place in `order`; only rows that have one are put in that order."""
+    best = top_k(scores, k)
+    values = np.take_along_axis(scores, best, axis=1)
+    cut = np.count_nonzero(scores >= values[:, -1:], axis=1) > best.shape[1]
+    tied = cut | (values[:, 1:] == values[:, :-1]).any(axis=1)
+    if tied.any():
+        best[tied] = order[top_k(scores[tied][:, order], k)]
+    return best
 
 
 def _count_relevant(

@@ -35,6 +35,7 @@ __all__ = [
 
 CHECK = "DLCF_CHECK_RESULTS"
 THREADS = "DLCF_THREADS"
+OUTPUT = "DLCF_OUTPUT_DIR"
 
 
 def read_parameters(notebook: str) -> dict[str, Any]:
@@ -111,8 +112,10 @@ def output_folder(
     """Folder whose `figures/` and `results/` a run with these parameters writes.
 
     The repository itself where all have their stored values, else a folder in `runs/` that is
-    named after those which have not.
+    named after those which have not; the environment variable DLCF_OUTPUT_DIR names another.
     """
+    if OUTPUT in os.environ:
+        return Path(os.environ[OUTPUT])
     stored = read_parameters(notebook) if stored is None else stored
     changed = [f"{k}={v}" for k, v in sorted(parameters.items()) if v != stored[k]]
     if not changed:

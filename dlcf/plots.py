@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -411,6 +412,37 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         axis.tick_params(axis="x", labelsize=6.5)
     axes[0].invert_yaxis()
     figure.supxlabel("change against the nearest protocol", fontsize=9)
+    return figure
+
+
+def bench(ratios: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
+    """How many times faster than the plain way, and what time and memory cost by size.
+
+    Parameters
+    ----------
+    ratios
+        Index: what is compared; columns ``ratio`` and ``target`` (NaN where there is none).
+    sizes
+        Columns ``model``, ``ratings``, ``fit_s`` (one epoch) and ``peak_bytes``.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 2.6), width_ratios=(2, 1, 1))
+    place = np.arange(len(ratios))[::-1]
+    left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
+    left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")
+    left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
+    left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
+    left.axvline(1, color=GREY, linestyle="--")
+    left.legend()
+    for axis, column, unit, label in (
+        (middle, "fit_s", 1.0, "one epoch (s)"),
+        (right, "peak_bytes", 2.0**30, "peak memory (GiB)"),
+    ):
+        for color, (model, rows) in zip((BLUE, ORANGE), sizes.groupby("model"), strict=False):
+            axis.loglog(
+                rows["ratings"], rows[column] / unit, marker="o", color=color, label=str(model)
+            )
+        axis.set(xlabel="ratings", ylabel=label)
+        axis.legend()
     return figure
 
 

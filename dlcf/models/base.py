@@ -26,6 +26,7 @@ __all__ = ["Interactions", "Recommender", "top_k"]
 
 FORMAT = 1
 USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
+_USERS_AT_ONCE = 64
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -91,11 +92,14 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
     k = min(k, scores.shape[1])
     if k == scores.shape[1]:
         return np.argsort(-scores, axis=1, kind="stable")
-    kth_best = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    # A partition breaks ties arbitrarily: of the columns that tie with the k-th, keep the lowest.
-    above, tied = scores > kth_best, scores == kth_best
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    kth_best = np.partition(scores, -k, axis=1)[:, -k, None]
+    chosen = scores >= kth_best
+    if np.count_nonzero(chosen) > k * len(scores):
+        # A partition breaks ties arbitrarily: of the columns that tie with the k-th, keep the
+        # lowest.
+        above, tied = scores > kth_best, scores == kth_best
+        room = k - above.sum(axis=1, keepdims=True)
+        chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
     columns = np.nonzero(chosen)[1].reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
@@ -245,16 +249,45 @@ class Recommender(ABC):
         DataFrame
             `movieId` and `score`, best first; fewer than `k` rows where the catalogue is short.
         """
+        return self.recommend_all([user_id], k, exclude_seen).drop(columns="userId")
+
+    def recommend_all(
+        self,
+        user_ids: Sequence[int] | NDArray[Any] | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+    ) -> pd.DataFrame:
+        """The lists of :meth:`recommend` for many users, which takes less than one after another.
+
+        Parameters
+        ----------
+        user_ids
+            MovieLens' ids; by default all users that the model was fitted on.
+
+        Returns
+        -------
+        DataFrame
+            `userId`, `movieId` and `score`, in the order of `user_ids`, each list best first.
+        """
+        self._check_fitted()
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one recommendation")
-        scores = self.score_all([user_id])
-        n_candidates = scores.shape[1]
-        if exclude_seen:
-            seen = self.seen([user_id])[1]
-            scores[0, seen] = -np.inf
-            n_candidates -= len(seen)
-        best = top_k(scores, min(k, n_candidates))[0]
-        return pd.DataFrame({"movieId": self.movie_ids[best], "score": scores[0, best]})
+        wanted = np.asarray(self.user_ids if user_ids is None else user_ids)
+        users, known = _positions(self.user_ids, wanted)
+        columns = np.empty((len(users), min(k, len(self.movie_ids))), dtype=np.int64)
+        scores = np.empty(columns.shape, dtype=np.float32)
+        columns[~known] = top_k(self._movie_count[None], k)
+        scores[~known] = self._movie_count[columns[~known]]
+        if known.any():
+            columns[known], scores[known] = self._best(users[known], k, exclude_seen)
+        row, place = np.nonzero(scores > -np.inf)
+        return pd.DataFrame(
+            {
+                "userId": wanted[row],
+                "movieId": self.movie_ids[columns[row, place]],
+                "score": scores[row, place],
+            }
+        )
 
     def seen(
         self, user_ids: Sequence[int] | NDArray[Any]
@@ -466,6 +499,22 @@ class Recommender(ABC):
         pairs_of_user = np.repeat(users, n_movies), np.tile(np.arange(n_movies), len(users))
         ratings = self._predict(*pairs_of_user, None)
         return ratings.reshape(len(users), n_movies).astype(np.float32)
+
+    def _best(
+        self, users: NDArray[np.int64], k: int, exclude_seen: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Columns and scores of each known user's list, ``(n, min(k, n_movies))``.
+
+        Places that the catalogue cannot fill have score ``-inf``.
+        """
+        parts = []
+        for block in np.split(users, range(_USERS_AT_ONCE, len(users), _USERS_AT_ONCE)):
+            scores = self.score_all(self.user_ids[block])
+            if exclude_seen:
+                scores[self._seen[block].nonzero()] = -np.inf
+            columns = top_k(scores, k)
+            parts.append((columns, np.take_along_axis(scores, columns, axis=1)))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _state(self) -> Arrays:
         """What `_fit` learned, as named arrays."""

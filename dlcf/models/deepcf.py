@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
+from dlcf.models.screening import USERS, Screen
 from dlcf.training import (
     Batch,
     History,
@@ -192,25 +195,14 @@ class AttentionNetwork(RatingNetwork):
         parts are computed once for each user and movie and only added for each pair; the batch
         norms, fixed after training, are folded into the layers before them.
         """
-        size = self.user_embedding.embedding_dim
-        movie = self.movie_embedding.weight
-        user = self.user_embedding(users)
-        (first_weight, first_bias), *rest = self._folded_layers()
-        user_logits = user @ self.attention.weight[:, :size].T
-        movie_logits = movie @ self.attention.weight[:, size:].T + self.attention.bias
-        user_part = user @ first_weight[:, :size].T
-        movie_part = movie @ first_weight[:, size:].T
+        tower = FoldedTower(self)
+        rows = zip(*tower.user_side(self.user_embedding(users)), strict=True)
+        return torch.stack([self.rating(tower.logits(*row)) for row in rows])
+
+    def rating(self, logits: Tensor) -> Tensor:
+        """Ratings that the output neuron's values stand for."""
         low, high = self.scale
-        ratings = torch.empty(len(users), len(movie), device=movie.device)
-        for row in range(len(users)):
-            weight = torch.softmax(user_logits[row] + movie_logits, dim=1)
-            hidden = torch.addcmul(first_bias, weight[:, 1:], movie_part)
-            hidden.addcmul_(weight[:, :1], user_part[row]).relu_()
-            for layer_weight, bias in rest:
-                hidden = torch.addmm(bias, hidden, layer_weight.T).relu_()
-            strength = torch.sigmoid(self.output(hidden)).squeeze(1)
-            ratings[row] = low + (high - low) * strength
-        return ratings
+        return low + (high - low) * torch.sigmoid(logits)
 
     def _folded_layers(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of the hidden layers with their batch norms folded in."""
@@ -223,6 +215,41 @@ class AttentionNetwork(RatingNetwork):
             shift = (linear.bias - norm.running_mean) * gain + norm.bias
             folded.append((linear.weight * gain[:, None], shift))
         return folded
+
+
+class FoldedTower:
+    """A trained :class:`AttentionNetwork` with what depends on one movie alone worked out."""
+
+    @torch.no_grad()
+    def __init__(self, network: AttentionNetwork) -> None:
+        size = network.user_embedding.embedding_dim
+        movie = network.movie_embedding.weight
+        (first_weight, self.first_bias), *self.rest = network._folded_layers()
+        self.output = network.output
+        self.attention = network.attention.weight[:, :size]
+        self.first_weight = first_weight[:, :size]
+        self.movie_logits = movie @ network.attention.weight[:, size:].T + network.attention.bias
+        self.movie_part = movie @ first_weight[:, size:].T
+
+    @torch.no_grad()
+    def user_side(self, user: Tensor) -> tuple[Tensor, Tensor]:
+        """The users' parts of attention ``(n, 2)`` and first layer, of embeddings ``(n, size)``."""
+        return user @ self.attention.T, user @ self.first_weight.T
+
+    @torch.no_grad()
+    def logits(
+        self, user_logits: Tensor, user_part: Tensor, movies: Tensor | None = None
+    ) -> Tensor:
+        """The output neuron for one user and the given movies, all of them by default."""
+        movie_logits, movie_part = self.movie_logits, self.movie_part
+        if movies is not None:
+            movie_logits, movie_part = movie_logits[movies], movie_part[movies]
+        weight = torch.softmax(user_logits + movie_logits, dim=1)
+        hidden = torch.addcmul(self.first_bias, weight[:, 1:], movie_part)
+        hidden.addcmul_(weight[:, :1], user_part).relu_()
+        for layer_weight, bias in self.rest:
+            hidden = torch.addmm(bias, hidden, layer_weight.T).relu_()
+        return self.output(hidden).squeeze(1)
 
 
 class RankingAttentionNetwork(AttentionNetwork):
@@ -322,6 +349,7 @@ class DeepCF(NetworkRecommender):
 
     name = "deepcf"
     _network: AttentionNetwork
+    _screen: tuple[FoldedTower, Screen] | None = None
 
     def __init__(
         self,
@@ -510,7 +538,13 @@ class DeepCF(NetworkRecommender):
         super()._restore(state, extra)
         self._faithfulness = extra.get("faithfulness", dict.fromkeys(WEIGHTS))
 
+    def use_weights(self, which: str) -> DeepCF:
+        self._screen = None
+        super().use_weights(which)
+        return self
+
     def _build(self, data: Interactions) -> RatingNetwork:
+        self._screen = None
         shape = self.embedding_size, self.hidden, self.dropout
         if self.ranking_weight > 0:
             network: AttentionNetwork = RankingAttentionNetwork(
@@ -526,3 +560,34 @@ class DeepCF(NetworkRecommender):
         if isinstance(self._network, RankingAttentionNetwork):
             return self._network.rank_all(index).cpu().numpy()
         return self._network.score_all(index).cpu().numpy()
+
+    def _best(
+        self, users: NDArray[np.int64], k: int, exclude_seen: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """By screening, once so many lists were asked for that the screen pays."""
+        pays = Screen.pays(len(users), len(self.movie_ids))
+        if self._screen is None and pays and type(self._network) is AttentionNetwork:
+            self._screen = self._make_screen()
+        if self._screen is None:
+            return super()._best(users, k, exclude_seen)
+        tower, screen = self._screen
+        index = torch.as_tensor(users, device=self._device())
+        sides = zip(*tower.user_side(self._network.user_embedding(index)), strict=True)
+        columns = np.full((len(users), min(k, len(self.movie_ids))), -1)
+        scores = np.full(columns.shape, -np.inf, dtype=np.float32)
+        for row, side in enumerate(tqdm(sides, "lists", len(users), disable=None, leave=False)):
+            seen = self._seen[users[row]].indices if exclude_seen else np.empty(0, np.int64)
+            excluded = torch.as_tensor(seen, dtype=torch.int64, device=index.device)
+            movies, logits = screen.best(partial(tower.logits, *side), k, excluded)
+            columns[row, : len(movies)] = movies.cpu().numpy()
+            scores[row, : len(movies)] = self._network.rating(logits).cpu().numpy()
+        return columns, scores
+
+    @torch.no_grad()
+    def _make_screen(self) -> tuple[FoldedTower, Screen]:
+        """From users spread over the whole vocabulary."""
+        tower = FoldedTower(self._network)
+        embeddings = self._network.user_embedding.weight
+        chosen = torch.linspace(0, len(embeddings) - 1, USERS, device=embeddings.device).long()
+        sides = zip(*tower.user_side(embeddings[chosen]), strict=True)
+        return tower, Screen(torch.stack([tower.logits(*side) for side in sides]), self.seed)

@@ -1,0 +1,146 @@
+"""The bench compares like with like and keeps its record; no time is asserted here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dlcf
+from dlcf import bench
+from dlcf.evaluation import evaluate
+from dlcf.models.deepcf import DeepCF
+from dlcf.models.screening import Screen
+
+QUICK = bench.Options(quick=True)
+
+
+@pytest.fixture(scope="module")
+def wide() -> tuple[DeepCF, pd.DataFrame]:
+    """The paper's network on 150 users and 5,000 movies: enough for lists to be screened."""
+    generator = np.random.default_rng(3)
+    pairs = np.unique(
+        generator.integers(150, size=30_000) * 5_000 + generator.integers(5_000, size=30_000)
+    )
+    rating = generator.integers(1, 11, len(pairs)).astype(np.float32) / 2
+    ratings = pd.DataFrame({"userId": pairs // 5_000, "movieId": pairs % 5_000, "rating": rating})
+    model = dlcf.make("deepcf", embedding_size=16, hidden=(32, 16), dropout=(0.1, 0.1))
+    model.epochs, model.batch_size = 1, 512
+    return model.fit(ratings), ratings
+
+
+def test_screened_lists_are_those_of_forward_passes(wide: tuple[DeepCF, pd.DataFrame]) -> None:
+    model, _ = wide
+    naive = bench.naive_lists(model, model.user_ids)
+    ours = model.recommend_all()
+    assert model._screen is not None
+    assert ours["movieId"].tolist() == naive["movieId"].tolist()
+    np.testing.assert_allclose(ours["score"], naive["score"], atol=1e-5)
+    one = model.recommend(17)
+    assert one["movieId"].tolist() == ours.loc[ours["userId"] == 17, "movieId"].tolist()
+
+
+def test_other_weights_need_another_screen(wide: tuple[DeepCF, pd.DataFrame]) -> None:
+    model, _ = wide
+    model.recommend_all()
+    assert model.use_weights("best")._screen is None  # type: ignore[attr-defined]
+    model.use_weights("last")
+
+
+def test_lists_of_all_users_on_real_ratings_are_the_same(ratings: pd.DataFrame) -> None:
+    model = dlcf.make("deepcf", epochs=1, batch_size=1024).fit(ratings)
+    some = model.user_ids[::60]
+    ours = model.recommend_all()
+    naive = bench.naive_lists(model, some)
+    assert ours.loc[ours["userId"].isin(some), "movieId"].tolist() == naive["movieId"].tolist()
+
+
+def test_a_screen_that_guesses_badly_scores_until_the_list_stands() -> None:
+    """The basis knows nothing of these scores, so that guesses are worth nothing."""
+    generator = torch_generator(0)
+    screen = Screen(torch.randn(8, 3000, generator=generator))
+    asked = []
+
+    def score(movies: torch.Tensor) -> torch.Tensor:
+        asked.append(len(movies))
+        return truth[movies]
+
+    for seed in range(5):
+        truth = torch.randn(3000, generator=torch_generator(seed + 1))
+        asked.clear()
+        movies, scores = screen.best(score, 10, torch.empty(0, dtype=torch.int64))
+        assert movies.tolist() == truth.argsort(descending=True)[:10].tolist()
+        assert sum(asked) >= 3000 and scores.equal(truth[movies])
+
+
+def test_a_screen_whose_basis_holds_the_answer_scores_little() -> None:
+    basis = torch.randn(8, 3000, generator=torch_generator(0))
+    screen, asked = Screen(basis), []
+    truth = 0.7 * basis[2] - 1.3 * basis[5] + 0.2
+
+    def score(movies: torch.Tensor) -> torch.Tensor:
+        asked.append(len(movies))
+        return truth[movies]
+
+    excluded = truth.argsort(descending=True)[:3]
+    movies, _ = screen.best(score, 10, excluded)
+    assert movies.tolist() == truth.argsort(descending=True)[3:13].tolist()
+    assert asked == [512, 512]
+
+
+def torch_generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("protocol", ["rated", "full"])
+def test_the_loop_gives_the_same_numbers(toy_ratings: pd.DataFrame, protocol: str) -> None:
+    train, test = dlcf.split(toy_ratings)
+    model = bench.Tabulated().fit(train)
+    ours, loop = (f(model, train, test, protocol) for f in (evaluate, bench.metrics_by_loop))
+    assert ours.keys() == loop.keys()
+    assert list(ours.values()) == pytest.approx(list(loop.values()), rel=1e-9)
+
+
+def test_targets_are_judged_by_ratio_or_seconds() -> None:
+    assert bench.entry(1.0, 5.0, at_least=4.0)["met"] is True
+    assert bench.entry(1.0, 3.0, at_least=4.0)["met"] is False
+    assert bench.entry(3.0, 1.0, at_most=2.5)["met"] is False
+    assert bench.entry(2.0, 1.0, at_most=2.5)["met"] is True
+    assert bench.entry(0.02, at_most=0.03)["met"] is True
+    assert "met" not in bench.entry(1.0, 2.0)
+
+
+def test_the_record_keeps_other_sections_and_reports_broken_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: bench.Options) -> dict[str, bench.Entry]:
+        raise RuntimeError("no such thing")
+
+    sections = {"a": lambda _: {"x": bench.entry(1.0, 9.0, at_least=2.0)}, "b": broken}
+    monkeypatch.setattr(bench, "SECTIONS", sections)
+    output = tmp_path / "bench.json"
+    arguments = ["--quick", "--output", str(output)]
+    assert bench.main(["a", *arguments]) == 0
+    assert bench.main(["b", *arguments]) == 1
+    record = json.loads(output.read_text())
+    assert record["a"]["entries"]["x"]["ratio"] == 9.0 and record["a"]["machine"]["threads"] == 1
+    assert record["b"]["entries"]["b"]["error"] == "RuntimeError: no such thing"
+    with pytest.raises(SystemExit):
+        bench.main(["c", *arguments])
+    assert "no section c; there are a, b" in capsys.readouterr().err
+
+
+def test_a_peer_that_is_missing_is_reported(tmp_path: Path) -> None:
+    found = bench._json_from(["python-that-is-not-there", "x"], QUICK)
+    assert "FileNotFoundError" in found["error"]
+
+
+def test_peak_memory_stays_below_the_bound() -> None:
+    """At ten times the real ratings, where what grows with them outweighs what does not."""
+    found = bench._in_process("measure_size('mf', 1_000_000, True)", QUICK)
+    assert found.get("met") is True, found
+    assert found["peak_bytes"] > 28 * found["ratings"]
