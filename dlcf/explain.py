@@ -172,7 +172,6 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
         raise ValueError(f"{model.name} has no parameters to randomise here; use deepcf")
     untrained = copy.copy(model)
     untrained._network = copy.deepcopy(model._network)
-    untrained._screen = None  # of the trained network
     with seeded(seed, model._device()):
         for module in untrained._network.modules():
             if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):

@@ -14,14 +14,13 @@ import dlcf
 from dlcf import bench
 from dlcf.evaluation import evaluate
 from dlcf.models.deepcf import DeepCF
-from dlcf.models.screening import Screen
 
 QUICK = bench.Options(quick=True)
 
 
 @pytest.fixture(scope="module")
 def wide() -> tuple[DeepCF, pd.DataFrame]:
-    """The paper's network on 150 users and 5,000 movies: enough for lists to be screened."""
+    """The paper's network on 150 users and 5,000 movies: more than are scored at once."""
     generator = np.random.default_rng(3)
     pairs = np.unique(
         generator.integers(150, size=30_000) * 5_000 + generator.integers(5_000, size=30_000)
@@ -33,22 +32,14 @@ def wide() -> tuple[DeepCF, pd.DataFrame]:
     return model.fit(ratings), ratings
 
 
-def test_screened_lists_are_those_of_forward_passes(wide: tuple[DeepCF, pd.DataFrame]) -> None:
+def test_lists_are_those_of_forward_passes(wide: tuple[DeepCF, pd.DataFrame]) -> None:
     model, _ = wide
     naive = bench.naive_lists(model, model.user_ids)
     ours = model.recommend_all()
-    assert model._screen is not None
     assert ours["movieId"].tolist() == naive["movieId"].tolist()
     np.testing.assert_allclose(ours["score"], naive["score"], atol=1e-5)
     one = model.recommend(17)
     assert one["movieId"].tolist() == ours.loc[ours["userId"] == 17, "movieId"].tolist()
-
-
-def test_other_weights_need_another_screen(wide: tuple[DeepCF, pd.DataFrame]) -> None:
-    model, _ = wide
-    model.recommend_all()
-    assert model.use_weights("best")._screen is None  # type: ignore[attr-defined]
-    model.use_weights("last")
 
 
 def test_lists_of_all_users_on_real_ratings_are_the_same(ratings: pd.DataFrame) -> None:
@@ -57,39 +48,6 @@ def test_lists_of_all_users_on_real_ratings_are_the_same(ratings: pd.DataFrame) 
     ours = model.recommend_all()
     naive = bench.naive_lists(model, some)
     assert ours.loc[ours["userId"].isin(some), "movieId"].tolist() == naive["movieId"].tolist()
-
-
-def test_a_screen_that_guesses_badly_scores_until_the_list_stands() -> None:
-    """The basis knows nothing of these scores, so that guesses are worth nothing."""
-    generator = torch_generator(0)
-    screen = Screen(torch.randn(8, 3000, generator=generator))
-    asked = []
-
-    def score(movies: torch.Tensor) -> torch.Tensor:
-        asked.append(len(movies))
-        return truth[movies]
-
-    for seed in range(5):
-        truth = torch.randn(3000, generator=torch_generator(seed + 1))
-        asked.clear()
-        movies, scores = screen.best(score, 10, torch.empty(0, dtype=torch.int64))
-        assert movies.tolist() == truth.argsort(descending=True)[:10].tolist()
-        assert sum(asked) >= 3000 and scores.equal(truth[movies])
-
-
-def test_a_screen_whose_basis_holds_the_answer_scores_little() -> None:
-    basis = torch.randn(8, 3000, generator=torch_generator(0))
-    screen, asked = Screen(basis), []
-    truth = 0.7 * basis[2] - 1.3 * basis[5] + 0.2
-
-    def score(movies: torch.Tensor) -> torch.Tensor:
-        asked.append(len(movies))
-        return truth[movies]
-
-    excluded = truth.argsort(descending=True)[:3]
-    movies, _ = screen.best(score, 10, excluded)
-    assert movies.tolist() == truth.argsort(descending=True)[3:13].tolist()
-    assert asked == [512, 512]
 
 
 def torch_generator(seed: int) -> torch.Generator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
-from dlcf.models.screening import USERS, Screen
 from dlcf.training import (
     Batch,
     History,
@@ -349,7 +346,6 @@ class DeepCF(NetworkRecommender):
 
     name = "deepcf"
     _network: AttentionNetwork
-    _screen: tuple[FoldedTower, Screen] | None = None
 
     def __init__(
         self,
@@ -538,13 +534,7 @@ class DeepCF(NetworkRecommender):
         super()._restore(state, extra)
         self._faithfulness = extra.get("faithfulness", dict.fromkeys(WEIGHTS))
 
-    def use_weights(self, which: str) -> DeepCF:
-        self._screen = None
-        super().use_weights(which)
-        return self
-
     def _build(self, data: Interactions) -> RatingNetwork:
-        self._screen = None
         shape = self.embedding_size, self.hidden, self.dropout
         if self.ranking_weight > 0:
             network: AttentionNetwork = RankingAttentionNetwork(
@@ -560,34 +550,3 @@ class DeepCF(NetworkRecommender):
         if isinstance(self._network, RankingAttentionNetwork):
             return self._network.rank_all(index).cpu().numpy()
         return self._network.score_all(index).cpu().numpy()
-
-    def _best(
-        self, users: NDArray[np.int64], k: int, exclude_seen: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """By screening, once so many lists were asked for that the screen pays."""
-        pays = Screen.pays(len(users), len(self.movie_ids))
-        if self._screen is None and pays and type(self._network) is AttentionNetwork:
-            self._screen = self._make_screen()
-        if self._screen is None:
-            return super()._best(users, k, exclude_seen)
-        tower, screen = self._screen
-        index = torch.as_tensor(users, device=self._device())
-        sides = zip(*tower.user_side(self._network.user_embedding(index)), strict=True)
-        columns = np.full((len(users), min(k, len(self.movie_ids))), -1)
-        scores = np.full(columns.shape, -np.inf, dtype=np.float32)
-        for row, side in enumerate(tqdm(sides, "lists", len(users), disable=None, leave=False)):
-            seen = self._seen[users[row]].indices if exclude_seen else np.empty(0, np.int64)
-            excluded = torch.as_tensor(seen, dtype=torch.int64, device=index.device)
-            movies, logits = screen.best(partial(tower.logits, *side), k, excluded)
-            columns[row, : len(movies)] = movies.cpu().numpy()
-            scores[row, : len(movies)] = self._network.rating(logits).cpu().numpy()
-        return columns, scores
-
-    @torch.no_grad()
-    def _make_screen(self) -> tuple[FoldedTower, Screen]:
-        """From users spread over the whole vocabulary."""
-        tower = FoldedTower(self._network)
-        embeddings = self._network.user_embedding.weight
-        chosen = torch.linspace(0, len(embeddings) - 1, USERS, device=embeddings.device).long()
-        sides = zip(*tower.user_side(embeddings[chosen]), strict=True)
-        return tower, Screen(torch.stack([tower.logits(*side) for side in sides]), self.seed)
