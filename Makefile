@@ -46,11 +46,10 @@ figures: run  ## the same as run: every figure is written by a notebook
 notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
 	$(BIN)/python -m dlcf.run --keep
 
-bench: setup  ## time and memory beside plain ways and other libraries: results/bench.json, a figure
+bench: setup  ## time and memory beside plain ways and other libraries: results/bench.json
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary :all: \
 		--editable ".[bench,parquet]" || echo "Some library has no wheel for this Python: it is left out."
 	$(BIN)/python -m dlcf.bench $(SECTIONS)
-	$(BIN)/python -m dlcf.run --keep 09_speed
 
 compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.json (about an hour)
 	$(BIN)/python -m dlcf.compare
