@@ -50,6 +50,7 @@ class Linear(Recommender):
     user_ids = np.array([USER])
     movie_ids = MOVIES["movieId"].to_numpy()
     titles = None
+    _movie_count = np.ones(len(MOVIES), dtype=np.int64)
 
     def __init__(self, ratings: Mapping[int, float], attended: tuple[int, ...] = ()) -> None:
         self.ratings, self.attended = dict(ratings), attended

@@ -276,8 +276,9 @@ class Recommender(ABC):
         users, known = _positions(self.user_ids, wanted)
         columns = np.empty((len(users), min(k, len(self.movie_ids))), dtype=np.int64)
         scores = np.empty(columns.shape, dtype=np.float32)
-        columns[~known] = top_k(self._movie_count[None], k)
-        scores[~known] = self._movie_count[columns[~known]]
+        if not known.all():
+            columns[~known] = top_k(self._movie_count[None], k)
+            scores[~known] = self._movie_count[columns[~known]]
         if known.any():
             columns[known], scores[known] = self._best(users[known], k, exclude_seen)
         row, place = np.nonzero(scores > -np.inf)
@@ -511,7 +512,7 @@ class Recommender(ABC):
         for block in np.split(users, range(_USERS_AT_ONCE, len(users), _USERS_AT_ONCE)):
             scores = self.score_all(self.user_ids[block])
             if exclude_seen:
-                scores[self._seen[block].nonzero()] = -np.inf
+                scores[self.seen(self.user_ids[block])] = -np.inf
             columns = top_k(scores, k)
             parts.append((columns, np.take_along_axis(scores, columns, axis=1)))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
