@@ -176,12 +176,13 @@ def test_ials_lowers_its_loss_and_ranks_as_implicit_does(toy_ratings: pd.DataFra
 # -------------------------------------------------------------------------- factorisation machines
 
 
+@pytest.mark.parametrize("grouped", [True, False])
 def test_a_factorisation_machine_predicts_what_myfm_does(
-    toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    grouped: bool, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
     """All features by hand in one table; the same seed draws the same samples."""
     myfm = pytest.importorskip("myfm", reason=EXTRA)
-    model = make("fm-side", rank=3, sweeps=14, burn_in=4, samples=10, seed=5)
+    model = make("fm-side", rank=3, sweeps=14, burn_in=4, samples=10, grouped=grouped, seed=5)
     model.fit(toy_ratings, movies=toy_movies)
     rated = ~np.isnan(dense(toy_ratings))
     user_table = np.hstack([np.eye(40), rated / np.sqrt(rated.sum(1, keepdims=True))])
@@ -206,7 +207,7 @@ def test_a_factorisation_machine_predicts_what_myfm_does(
         X_rel=blocks,
         n_iter=14,
         n_kept_samples=10,
-        group_shapes=[40, 60, 60, 40, 2, len(days)],
+        group_shapes=[40, 60, 60, 40, 2, len(days)] if grouped else [202 + len(days)],
     )
     expected = np.clip(machine.predict(None, blocks), 0.5, 5.0)
     np.testing.assert_allclose(model.predict(toy_ratings), expected, atol=1e-5)

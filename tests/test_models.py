@@ -241,7 +241,9 @@ class TestContract:
         for name in model.hyper_parameters():
             if name in ("device", "preset"):  # a preset only sets others, which are given here
                 continue
-            changed = small(model.name, **{**base, name: OTHER[name]}).fit(toy_ratings)
+            value = getattr(model, name)
+            other = not value if isinstance(value, bool) else OTHER[name]
+            changed = small(model.name, **{**base, name: other}).fit(toy_ratings)
             rating = np.abs(changed.predict(toy_ratings) - reference.predict(toy_ratings)).max()
             ranking = np.abs(changed.score_all(users) - reference.score_all(users)).max()
             assert max(rating, ranking) > 1e-6, f"{name} has no effect"

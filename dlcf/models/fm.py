@@ -29,8 +29,8 @@ class FactorizationMachine(Recommender):
     """A factorisation machine of second order (Rendle, 2010, eq. 1) on one-hot user and movie.
 
     ``r(x) = w_0 + sum_j w_j x_j + sum_{j < l} (v_j . v_l) x_j x_l``, averaged over the samples of
-    a Gibbs sampler whose precisions are sampled as well, one for each kind of feature
-    (Freudenthaler, Schmidt-Thieme and Rendle, 2011), so that nothing is regularised by hand.
+    a Gibbs sampler whose precisions are sampled as well (Freudenthaler, Schmidt-Thieme and Rendle,
+    2011), so that nothing is regularised by hand.
 
     A rating's features are those of its user, of its movie and of its day, ``x = [x_u, x_i, x_t]``.
     With ``a_s = sum_j v_j x_j`` over one of these parts and ``c_s`` all terms inside that part,
@@ -51,11 +51,16 @@ class FactorizationMachine(Recommender):
     samples
         Number of the other sweeps, evenly spaced, that are averaged and stored; all of them where
         there are fewer.
+    grouped
+        Whether each kind of feature has precisions of its own, or all kinds share theirs. By
+        default as :attr:`usually_grouped` of the class: on validation data kinds of their own are
+        better with users and movies alone, and worse with implicit feedback.
     seed
         Of the sampler.
     """
 
     name = "fm"
+    usually_grouped = True
 
     _vectors: dict[str, NDArray[np.float32]]
     _biases: dict[str, NDArray[np.float64]]
@@ -67,12 +72,14 @@ class FactorizationMachine(Recommender):
         sweeps: int = 120,
         burn_in: int = 20,
         samples: int = 100,
+        grouped: bool | None = None,
         seed: int = 0,
     ) -> None:
         self.rank = rank
         self.sweeps = sweeps
         self.burn_in = burn_in
         self.samples = samples
+        self.grouped = self.usually_grouped if grouped is None else grouped
         self.seed = seed
 
     def _features(
@@ -95,6 +102,7 @@ class FactorizationMachine(Recommender):
         myfm = _import_myfm()
         parts = self._features(data, movies)
         tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
+        sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds]
         n_samples = min(self.samples, self.sweeps - self.burn_in)
         kept = np.linspace(self.burn_in, self.sweeps - 1, n_samples).astype(int).tolist()
         self._vectors = {
@@ -126,7 +134,7 @@ class FactorizationMachine(Recommender):
                 X_rel=[myfm.RelationBlock(parts[p][0], tables[p]) for p in parts],
                 n_iter=self.sweeps,
                 n_kept_samples=1,
-                group_shapes=[kind.shape[1] for _, kinds in parts.values() for kind in kinds],
+                group_shapes=sizes if self.grouped else [sum(sizes)],
                 callback=keep,
             )
         self._vectors = {part: v.reshape(len(v), -1) for part, v in self._vectors.items()}
@@ -170,11 +178,12 @@ class ImplicitFactorizationMachine(FactorizationMachine):
 
     Parameters
     ----------
-    rank, sweeps, burn_in, samples, seed
+    rank, sweeps, burn_in, samples, grouped, seed
         As for :class:`FactorizationMachine`.
     """
 
     name = "fm-implicit"
+    usually_grouped = False
 
     def _features(
         self, data: Interactions, movies: pd.DataFrame | None
@@ -195,7 +204,7 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
 
     Parameters
     ----------
-    rank, sweeps, burn_in, samples, seed
+    rank, sweeps, burn_in, samples, grouped, seed
         As for :class:`FactorizationMachine`.
     """
 
