@@ -34,7 +34,7 @@ from tqdm import tqdm
 from dlcf import metrics, paths
 from dlcf.data import check_ratings, load_ratings
 from dlcf.evaluation import evaluate
-from dlcf.models import Recommender, make
+from dlcf.models import Recommender, fit_together, make
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import DeepCF
 from dlcf.models.network import NetworkRecommender
@@ -149,18 +149,22 @@ def bench_training(options: Options) -> dict[str, Entry]:
     from dlcf import bench_steps as steps
 
     n = 5 if options.quick else 50
-    timers: list[Callable[..., float]] = [
-        steps.fast_step_time,
-        steps.textbook_step_time,
-        steps.floor_time,
-        steps.together_step_time,
-        steps.separate_step_time,
-    ]
+    timers = steps.fast_step_time, steps.textbook_step_time, steps.floor_time
     rounds = [
         [timer(steps=n, clock=options.clock) for timer in timers]
         for _ in _bar(range(1 if options.quick else options.repeats), "repeats")
     ]
-    ours, textbook, floor, together, separate = map(median, zip(*rounds, strict=True))
+    ours, textbook, floor = map(median, zip(*rounds, strict=True))
+    ratings = load_ratings(DATASET).sample(2000 if options.quick else 25_000, random_state=0)
+    seeds = range(5)
+
+    def one_by_one() -> None:
+        for seed in seeds:
+            make("deepcf", seed=seed, epochs=1).fit(ratings)
+
+    together, separate = options.in_turn(
+        partial(fit_together, "deepcf", seeds, ratings, epochs=1), one_by_one
+    )
     return {
         "step, beside the textbook loop": entry(ours, textbook, at_least=6.0),
         "step, beside its matrix products": entry(ours, floor, at_most=2.5),

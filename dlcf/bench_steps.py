@@ -26,9 +26,7 @@ __all__ = [
     "floor_time",
     "interleaved",
     "made_up_ratings",
-    "separate_step_time",
     "textbook_step_time",
-    "together_step_time",
 ]
 
 N_USERS, N_MOVIES, SCALE = 610, 9724, (0.5, 5.0)
@@ -69,26 +67,16 @@ def textbook_step_time(
 def fast_step_time(
     steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
 ) -> float:
-    """The step that `deepcf` trains with."""
-    return _time_step(_training_step((0,), steps, batch_size), steps, batch_size, clock)
-
-
-def together_step_time(
-    members: int = 5, steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
-) -> float:
-    """One step of each of several networks that are trained together."""
-    step = _training_step(range(members), steps, batch_size)
-    return _time_step(step, steps, batch_size, clock)
-
-
-def separate_step_time(
-    members: int = 5, steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
-) -> float:
-    """One step of each of several networks that are trained one after another."""
-    return sum(
-        _time_step(_training_step((seed,), steps, batch_size), steps, batch_size, clock)
-        for seed in range(members)
-    )
+    """The step that `deepcf` trains with; drawing the order of an epoch counts."""
+    step = _training_step(0, steps, batch_size)
+    for index in range(WARM_UP):
+        step(index * batch_size, (index + 1) * batch_size)
+    step.settle()
+    start = clock()
+    step.begin_epoch()
+    for index in range(steps):
+        step(index * batch_size, (index + 1) * batch_size)
+    return (clock() - start) / steps
 
 
 def floor_time(steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter) -> float:
@@ -122,21 +110,8 @@ def _network(seed: int) -> AttentionNetwork:
         return AttentionNetwork(N_USERS, N_MOVIES, SCALE, EMBEDDING_SIZE, HIDDEN)
 
 
-def _training_step(seeds: range | tuple[int, ...], steps: int, batch_size: int) -> TrainingStep:
-    n = (WARM_UP + steps) * batch_size
-    step = AttentionNetwork.training_step(
-        [_network(seed) for seed in seeds],
-        [made_up_ratings(n, seed) for seed in seeds],
-        [TrainingConfig(seed=seed, batch_size=batch_size) for seed in seeds],
-    )
+def _training_step(seed: int, steps: int, batch_size: int) -> TrainingStep:
+    train = made_up_ratings((WARM_UP + steps) * batch_size, seed)
+    step = _network(seed).training_step(train, TrainingConfig(seed=seed, batch_size=batch_size))
     step.begin_epoch()
     return step
-
-
-def _time_step(step: TrainingStep, steps: int, batch_size: int, clock: Clock) -> float:
-    start = 0.0
-    for index in range(WARM_UP + steps):
-        if index == WARM_UP:
-            start = clock()
-        step(index * batch_size, (index + 1) * batch_size)
-    return (clock() - start) / steps

@@ -75,13 +75,13 @@ class Checkpoint:
 
     Parameters
     ----------
-    networks, data, settings
+    network, data, settings
         What is trained, for :func:`fingerprint`.
     """
 
     def __init__(
         self,
-        networks: Sequence[nn.Module],
+        network: nn.Module,
         data: Sequence[Sequence[Tensor] | None],
         settings: Any,
     ) -> None:
@@ -89,7 +89,7 @@ class Checkpoint:
         self._number = 0
         self._saved_at = time.monotonic()
         if self._place is not None:
-            self.folder = self._place.folder / fingerprint(networks, data, settings)
+            self.folder = self._place.folder / fingerprint(network, data, settings)
 
     def load(self) -> Any | None:
         """The newest state that is whole; None where there is none."""
@@ -131,14 +131,12 @@ class Checkpoint:
         return sorted(path for path in self.folder.iterdir() if path.name.isdecimal())
 
 
-def fingerprint(
-    networks: Sequence[nn.Module], data: Sequence[Sequence[Tensor] | None], settings: Any
-) -> str:
+def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], settings: Any) -> str:
     """What is trained, as 16 hexadecimal digits.
 
     Parameters
     ----------
-    networks
+    network
         Before training: modules, plain attributes and initial weights count.
     data
         Ratings to train and to validate on.
@@ -146,11 +144,10 @@ def fingerprint(
         Anything whose ``repr`` tells all.
     """
     digest = hashlib.sha256(repr(settings).encode())
-    for network in networks:
-        plain = {k: v for k, v in vars(network).items() if isinstance(v, (int, float, str, tuple))}
-        plain.pop("training", None)
-        digest.update(f"{network}{sorted(plain.items())}".encode())
-    tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+    plain = {k: v for k, v in vars(network).items() if isinstance(v, (int, float, str, tuple))}
+    plain.pop("training", None)
+    digest.update(f"{network}{sorted(plain.items())}".encode())
+    tensors = list(network.state_dict().values())
     for batch in data:
         tensors += batch or ()
     for tensor in tensors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import re
@@ -221,20 +222,35 @@ def fit_cached(
 
 @lru_cache
 def code_version(*parts: type[Recommender] | str) -> str:
-    """Digest of source files: a class stands for what decides how it fits, a name for a module."""
+    """Digest of source files: a name stands for its module, a class for all that it is made of.
+
+    That is the modules of the class and of its bases, `data`, and what of this package they use.
+    """
     modules: set[str] = set()
     for part in parts:
         if isinstance(part, str):
             modules.add(f"dlcf.{part}")
         else:
-            classes = {cls.__module__ for cls in part.__mro__}
-            modules |= {"dlcf.data", "dlcf.training"}
-            modules |= {module for module in classes if module.startswith("dlcf.")}
+            modules |= _closure({"dlcf.data", *(cls.__module__ for cls in part.__mro__)})
     digest = hashlib.sha256()
     for module in sorted(modules):
         source = Path(str(importlib.import_module(module).__file__)).read_bytes()
         digest.update(module.encode() + b"\0" + source)
     return digest.hexdigest()
+
+
+def _closure(modules: set[str]) -> set[str]:
+    """The modules of this package among `modules`, and those whose names they hold, and so on."""
+    found: set[str] = set()
+    waiting = {name for name in modules if name.startswith("dlcf.")}
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        for value in vars(importlib.import_module(name)).values():
+            used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if isinstance(used, str) and used.startswith("dlcf.") and used not in found:
+                waiting.add(used)
+    return found
 
 
 def _frame_digest(frame: pd.DataFrame) -> str:

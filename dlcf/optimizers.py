@@ -22,20 +22,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from dlcf import kernels
 
 __all__ = ["DeferredAdam", "FlatAdam"]
 
 # A power below this is taken as zero: denormal floats are slow, and nothing that small is left.
 NEGLIGIBLE = 1e-30
-ROWS_AT_ONCE = 65536
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
 
 
 class DeferredAdam:
-    """Dense Adam over the rows of a table, computed only where rows are fetched.
+    """Dense Adam over the rows of a table, computed only where rows are touched.
 
-    A step is :meth:`fetch`, then :meth:`update` with the gradient of what was fetched. Between two
-    calls of :meth:`settle` the learning rate must not change.
+    A step is :meth:`catch_up`, then :meth:`update` of the same rows. Between two calls of
+    :meth:`settle` the learning rate must not change.
 
     Parameters
     ----------
@@ -46,15 +50,18 @@ class DeferredAdam:
     """
 
     def __init__(
-        self, table: Tensor, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
+        self,
+        table: NDArray[Any],
+        betas: tuple[float, float] = BETAS,
+        epsilon: float = EPSILON,
     ) -> None:
         self.betas = betas
         self.epsilon = epsilon
-        # Values, mean gradient and mean square side by side: one read and one write for a row.
-        self.rows = torch.stack([table, torch.zeros_like(table), torch.zeros_like(table)], dim=1)
+        # Values, mean gradient and mean square side by side: one place in memory for a row.
+        self.rows = np.stack([table, np.zeros_like(table), np.zeros_like(table)], axis=1)
         self.table = self.rows[:, 0]
         # The step up to which a row is right.
-        self.last = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        self.last = np.zeros(len(table), dtype=np.int64)
         self.steps = 0
         self.expect(0)
 
@@ -76,125 +83,102 @@ class DeferredAdam:
         series[0] = tail
         epsilon = self.epsilon * np.sqrt(1 - beta2**step)
         # A row that never had a gradient has m = v = 0 at step 0: 0 / 0 without this.
-        by_step = np.stack([series, np.maximum(epsilon, np.finfo(np.float32).tiny)], axis=1)
+        self._by_step = np.stack([series, np.maximum(epsilon, np.finfo(np.float32).tiny)], axis=1)
         gap = np.arange(n_steps + 1)
-        by_gap = np.stack([beta**gap for beta in (ratio, beta1, beta2)], axis=1)
-        by_gap[by_gap < NEGLIGIBLE] = 0.0
-        self._by_step, self._by_gap = (
-            torch.as_tensor(table, dtype=self.table.dtype, device=self.table.device)
-            for table in (by_step, by_gap)
-        )
+        self._by_gap = np.stack([beta**gap for beta in (ratio, beta1, beta2)], axis=1)
+        self._by_gap[self._by_gap < NEGLIGIBLE] = 0.0
 
-    def fetch(self, rows: Tensor, rate: float | Tensor) -> Tensor:
-        """Values of distinct `rows` after all steps so far, ``(n, size)``.
+    def catch_up(self, rows: NDArray[np.int64], rate: float) -> None:
+        """Make distinct `rows` of the table right after all steps so far.
 
         Parameters
         ----------
         rows
-            int64 ``(n,)``, each row once.
+            ``(n,)``, each row once.
         rate
-            The learning rate, or one for each row, ``(n, 1)``.
+            The learning rate.
         """
-        self._fetched = rows
-        self._current = self.rows.index_select(0, rows)
-        values, mean, square = self._current.unbind(1)
-        last = self.last.index_select(0, rows)
-        by_gap = self._by_gap.index_select(0, self.steps - last)
-        series, epsilon = self._by_step.index_select(0, last - self._origin).split(1, dim=1)
-        missed = series - by_gap[:, :1] * self._by_step[self.steps - self._origin, 0]
-        values.addcdiv_(mean * (missed * rate), square.sqrt().add_(epsilon), value=-1)
-        self._current[:, 1:].mul_(by_gap[:, 1:, None])
-        return values
+        tables = self._by_step, self._by_gap
+        kernels.catch_up(self.rows, self.last, rows, self.steps, self._origin, *tables, rate)
 
-    def update(self, gradient: Tensor, rate: float | Tensor) -> None:
-        """One step of Adam for the rows that were fetched; for all others it is deferred.
+    def update(self, rows: NDArray[np.int64], gradient: NDArray[Any], rate: float) -> None:
+        """One step of Adam for `rows`, which were caught up; for all others it is deferred.
 
         Parameters
         ----------
+        rows, rate
+            As for :meth:`catch_up`.
         gradient
-            ``(n, size)``, by the values that :meth:`fetch` gave.
-        rate
-            As for :meth:`fetch`.
+            ``(n, size)``, by the values of `rows`.
         """
-        beta1, beta2 = self.betas
         self.steps += 1
-        values, mean, square = self._current.unbind(1)
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction = (1 - beta2**self.steps) ** 0.5
-        scale = square.sqrt().add_(self.epsilon * correction)
-        step = mean * (rate * (correction / (1 - beta1**self.steps)))
-        values.addcdiv_(step, scale, value=-1)
-        self._store()
+        rates = corrected(self.steps, rate, self.betas)
+        kernels.deferred_adam(self.rows, rows, gradient, *rates, *self.betas, self.epsilon)
+        self.last[rows] = self.steps
 
-    def settle(self, rate: float | Tensor) -> None:
-        """Catch all rows up; `rate` is a number, or one for each row, ``(n_rows, 1)``."""
-        for rows in torch.arange(len(self.table), device=self.table.device).split(ROWS_AT_ONCE):
-            self.fetch(rows, rate if isinstance(rate, float) else rate[rows])
-            self._store()
+    def settle(self, rate: float) -> None:
+        """Catch all rows up."""
+        self.catch_up(np.arange(len(self.table)), rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Table and moments as they are, not caught up: going on from here changes no bit."""
         names = {"origin": self._origin, "horizon": self._horizon, "steps": self.steps}
-        return {"rows": self.rows, "last": self.last, **names}
+        return {"rows": torch.from_numpy(self.rows), "last": torch.from_numpy(self.last), **names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
-        self.rows.copy_(state["rows"])
-        self.last.copy_(state["last"])
+        self.rows[:] = state["rows"].numpy()
+        self.last[:] = state["last"].numpy()
         self.steps = state["origin"]
         self.expect(state["horizon"])
         self.steps = state["steps"]
 
-    def _store(self) -> None:
-        self.rows.index_copy_(0, self._fetched, self._current)
-        self.last.index_fill_(0, self._fetched, self.steps)
-
 
 class FlatAdam(torch.optim.Optimizer):
-    """Torch's fused Adam on one flat tensor; the kernel alone, without a walk over parameters.
+    """Adam on one flat tensor, in one pass over it.
 
     Parameters
     ----------
     weights, gradient
-        ``(n,)``; the gradient is read from the same tensor at every step.
+        ``(n,)`` on the CPU; the gradient is read from the same tensor at every step.
     learning_rate
         Schedules change it in ``param_groups``.
     """
 
     def __init__(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:
         super().__init__([torch.nn.Parameter(weights)], {"lr": learning_rate})
-        self._weights = weights
-        self._gradient = gradient
-        moments = {"mean": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
-        self._own = {**moments, "steps": torch.zeros((), dtype=torch.float32)}
+        self._mean, self._square = torch.zeros_like(weights), torch.zeros_like(weights)
+        tensors = weights, gradient, self._mean, self._square
+        self._arrays = [tensor.numpy() for tensor in tensors]
+        self._steps = 0
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """As :meth:`move`, by torch's ways, which take longer than the move itself."""
+        self.move()
+
+    def move(self) -> None:
         """Move the weights by the gradient as it stands."""
-        torch._fused_adam_(
-            [self._weights],
-            [self._gradient],
-            [self._own["mean"]],
-            [self._own["square"]],
-            [],
-            [self._own["steps"].add_(1)],
-            lr=self.param_groups[0]["lr"],
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=0.0,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        self._steps += 1
+        rates = corrected(self._steps, self.param_groups[0]["lr"], BETAS)
+        kernels.adam(*self._arrays, *rates, *BETAS, EPSILON)
 
     def state_dict(self) -> dict[str, Any]:
         """The moments, the number of steps and the learning rate."""
-        return {**self._own, "learning_rate": self.param_groups[0]["lr"]}
+        moments = {"mean": self._mean, "square": self._square}
+        return {**moments, "steps": self._steps, "learning_rate": self.param_groups[0]["lr"]}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
-        for name, own in self._own.items():
-            own.copy_(state[name])
+        self._mean.copy_(state["mean"])
+        self._square.copy_(state["square"])
+        self._steps = state["steps"]
         self.param_groups[0]["lr"] = state["learning_rate"]
+
+
+def corrected(steps: int, rate: float, betas: tuple[float, float]) -> tuple[float, float]:
+    """The learning rate with the first moment's bias correction, and the second's factor.
+
+    Step number `steps` moves by ``rate' m / (sqrt(v) correction + eps)``.
+    """
+    beta1, beta2 = betas
+    return rate / (1 - beta1**steps), (1 - beta2**steps) ** -0.5

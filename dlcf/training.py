@@ -1,6 +1,6 @@
 """The one training loop: optimiser, schedule, early stopping, history, checkpoints, progress.
 
-It trains any :class:`RatingNetwork`, or several side by side. What happens on a batch is a
+It trains any :class:`RatingNetwork`. What happens on a batch is a
 :class:`TrainingStep`: autograd and Adam by default, or a faster one that the network brings
 (:mod:`dlcf.models.fused`). With :func:`dlcf.checkpoints.checkpoints` a run that was killed goes on
 where it was. Batches are cut from tensors by index: a data loader that collates row by
@@ -35,7 +35,6 @@ __all__ = [
     "predict_in_batches",
     "seeded",
     "train_network",
-    "train_together",
 ]
 
 # The network's inputs, then the ratings; equally many rows in each.
@@ -73,30 +72,22 @@ class RatingNetwork(nn.Module):
         error = nn.functional.mse_loss(self(*inputs), ratings)
         return error, error
 
-    @classmethod
-    def training_step(
-        cls,
-        networks: Sequence[RatingNetwork],
-        trains: Sequence[Batch],
-        configs: Sequence[TrainingConfig],
-    ) -> TrainingStep:
-        """How a batch is trained on; for the arguments see :func:`train_together`."""
-        if len(networks) > 1:
-            raise ValueError(f"{cls.__name__} cannot train {len(networks)} networks together")
-        return AutogradStep(networks[0], trains[0], configs[0])
+    def training_step(self, train: Batch, config: TrainingConfig) -> TrainingStep:
+        """How a batch is trained on; for the arguments see :func:`train_network`."""
+        return AutogradStep(self, train, config)
 
 
 class TrainingStep(ABC):
-    """What is done with a batch, by one network or by several side by side.
+    """What is done with a batch.
 
     Attributes
     ----------
-    optimizers
-        One for each network; schedules change their learning rates between epochs, and after each
-        step where the schedule is ``"one-cycle"``.
+    optimizer
+        Schedules change its learning rate between epochs, and after each step where the schedule
+        is ``"one-cycle"``.
     """
 
-    optimizers: list[torch.optim.Optimizer]
+    optimizer: torch.optim.Optimizer
 
     @abstractmethod
     def begin_epoch(self) -> None:
@@ -109,12 +100,12 @@ class TrainingStep(ABC):
         Returns
         -------
         Tensor
-            Mean squared error of each network, ``(networks,)``.
+            The mean squared error, ``()``.
         """
 
     @abstractmethod
     def settle(self) -> None:
-        """Bring the networks' weights up to date; they may lag behind within an epoch."""
+        """Bring the network's weights up to date; they may lag behind within an epoch."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +126,7 @@ class AutogradStep(TrainingStep):
     def __init__(self, network: RatingNetwork, train: Batch, config: TrainingConfig) -> None:
         self.network = network
         self.train = train
-        self.optimizers = [network.optimizer(config)]
+        self.optimizer = network.optimizer(config)
         self.order = torch.empty(0, dtype=torch.int64)
         self.losses: nn.Module = _Losses(network, config.precision == "bf16")
         if n_processes() > 1:
@@ -154,11 +145,10 @@ class AutogradStep(TrainingStep):
         weight = len(own) / len(rows)
         batch = (tensor[own if len(own) else rows[:1]] for tensor in self.train)
         objective, error = self.losses(*batch)
-        (optimizer,) = self.optimizers
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         (objective if n_processes() == 1 else objective * weight * n_processes()).backward()
-        optimizer.step()
-        return sum_over_processes(error.detach() * weight)[None]
+        self.optimizer.step()
+        return sum_over_processes(error.detach() * weight)
 
     def settle(self) -> None:
         """Nothing to do: the optimiser works on the network's own weights."""
@@ -167,7 +157,7 @@ class AutogradStep(TrainingStep):
         device = self.train[-1].device
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizers[0].state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "order": self.order,
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -176,7 +166,7 @@ class AutogradStep(TrainingStep):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = self.train[-1].device
         self.network.load_state_dict(state["network"])
-        self.optimizers[0].load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.order = state["order"].to(device)
         torch.set_rng_state(state["random"])
         if state["cuda"] is not None:
@@ -310,92 +300,54 @@ def train_network(
     ValueError
         There are fewer than two ratings: batch normalisation has no variance to work with.
     """
-    return train_together([network], [train], [validation], [config])[0]
-
-
-def train_together(
-    networks: Sequence[RatingNetwork],
-    trains: Sequence[Batch],
-    validations: Sequence[Batch | None],
-    configs: Sequence[TrainingConfig],
-) -> list[tuple[History, dict[str, Tensor]]]:
-    """Train several networks side by side, each on its own ratings and from its own seed.
-
-    Parameters
-    ----------
-    networks
-        Of one class and one shape.
-    trains, validations
-        As for :func:`train_network`, one for each network; as many ratings to train on in each.
-    configs
-        Equal but for the seeds.
-
-    Returns
-    -------
-    list
-        For each network what :func:`train_network` returns for it.
-
-    Raises
-    ------
-    ValueError
-        As :func:`train_network`; or the networks cannot be trained together.
-    """
-    n_rows = _common_length(trains)
-    config = configs[0]
-    step = type(networks[0]).training_step(networks, trains, configs)
+    n_rows = len(train[-1])
+    if n_rows < 2:
+        raise ValueError(f"a network needs at least 2 ratings to train on, not {n_rows}")
+    step = network.training_step(train, config)
     batches = _batches(n_rows, config.batch_size)
-    runs = [
-        _Run(network, validation, config, optimizer, len(batches))
-        for network, validation, optimizer in zip(
-            networks, validations, step.optimizers, strict=True
-        )
-    ]
-    checkpoint = Checkpoint(networks, [*trains, *validations], configs)
-    progress = _Progress(step, runs, n_rows)
+    run = _Run(network, validation, config, step.optimizer, len(batches))
+    checkpoint = Checkpoint(network, [train, validation], config)
+    progress = _Progress(step, run, n_rows)
     progress.resume(checkpoint.load())
     with tqdm(total=config.epochs, desc="epochs", disable=None, leave=False) as bar:
-        while progress.epoch < config.epochs and not all(run.stopped for run in runs):
+        while progress.epoch < config.epochs and not run.stopped:
             bar.n = progress.epoch
-            bar.set_postfix_str(str(runs[0]))
+            bar.set_postfix_str(str(run))
             progress.train_epoch(batches, checkpoint)
             checkpoint.save(progress.state_dict())
-    return [run.finish() for run in runs]
+    return run.finish()
 
 
 class _Progress:
     """How far training has come, to the batch."""
 
-    def __init__(self, step: TrainingStep, runs: Sequence[_Run], n_rows: int) -> None:
-        self.step, self.runs, self.n_rows = step, runs, n_rows
+    def __init__(self, step: TrainingStep, run: _Run, n_rows: int) -> None:
+        self.step, self.run, self.n_rows = step, run, n_rows
         self.epoch = 0
         self.batch = 0
-        self.total = torch.zeros(len(runs), dtype=torch.float64)
+        self.total = torch.zeros((), dtype=torch.float64)
 
     def train_epoch(self, batches: Sequence[tuple[int, int]], checkpoint: Checkpoint) -> None:
         """From where it stands to the end of the epoch."""
-        for run in self.runs:
-            run.network.train()
+        self.run.network.train()
         if self.batch == 0:
             self.step.begin_epoch()
             self.total.zero_()
-        total = self.total.to(self.runs[0].device)
+        total = self.total.to(self.run.device)
         for start, stop in batches[self.batch :]:
             total += self.step(start, stop) * (stop - start)
-            for run in self.runs:
-                run.end_batch()
+            self.run.end_batch()
             self.batch += 1
             if checkpoint.due(self.batch) and self.batch < len(batches):
                 self.total.copy_(total)
                 checkpoint.save(self.state_dict())
         self.step.settle()
-        for run, loss in zip(self.runs, total.tolist(), strict=True):
-            run.end_epoch(loss / self.n_rows)
+        self.run.end_epoch(float(total) / self.n_rows)
         self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        runs = [run.state_dict() for run in self.runs]
         place = {"epoch": self.epoch, "batch": self.batch, "total": self.total}
-        return {**place, "runs": runs, "step": self.step.state_dict()}
+        return {**place, "run": self.run.state_dict(), "step": self.step.state_dict()}
 
     def resume(self, state: dict[str, Any] | None) -> None:
         """Go on from what :meth:`state_dict` gave, or begin where that is None."""
@@ -404,8 +356,7 @@ class _Progress:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.total.copy_(state["total"])
         self.step.load_state_dict(state["step"])
-        for run, saved in zip(self.runs, state["runs"], strict=True):
-            run.load_state_dict(saved)
+        self.run.load_state_dict(state["run"])
 
 
 class _Run:
@@ -500,17 +451,6 @@ class _Run:
     def __str__(self) -> str:
         losses = self.history.validation_loss
         return f"validation_loss={losses[-1]:.4f}" if losses else ""
-
-
-def _common_length(trains: Sequence[Batch]) -> int:
-    """How many ratings there are to train on."""
-    lengths = {len(train[-1]) for train in trains}
-    if len(lengths) > 1:
-        raise ValueError(f"networks trained together need as many ratings each, not {lengths}")
-    (n_rows,) = lengths
-    if n_rows < 2:
-        raise ValueError(f"a network needs at least 2 ratings to train on, not {n_rows}")
-    return n_rows
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from dlcf import experiment, paths, report, run
+from dlcf.models import make
 from dlcf.paths import write_atomically
 
 CELLS = [
@@ -147,6 +148,14 @@ def test_a_fit_is_done_once(
     monkeypatch.setattr(experiment, "code_version", lambda model: "another")
     with pytest.raises(TypeError):
         experiment.fit_cached("mf", toy_ratings, **settings)
+
+
+def test_a_models_code_is_all_that_it_is_made_of() -> None:
+    """Also modules that only its parts use; but not those of other models."""
+    modules = experiment._closure({type(make("deepcf")).__module__})
+    assert {f"dlcf.{name}" for name in ("models.base", "training", "kernels", "data")} <= modules
+    assert "dlcf.models.evidence" not in modules
+    assert "dlcf.models.evidence" in experiment._closure({type(make("deepcf-plus")).__module__})
 
 
 def test_the_runner_executes_a_notebook(

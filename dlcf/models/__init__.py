@@ -94,8 +94,9 @@ def fit_together(
 ) -> list[Recommender]:
     """Models that differ only in their seeds, fitted at once.
 
-    Each is what :func:`make` and `fit` give for its seed, but for rounding. `deepcf` is faster so,
-    on the CPU and without `ranking_weight`; all others are fitted one after another.
+    Each is what :func:`make` and `fit` give for its seed on one thread. `deepcf`, on the CPU and
+    with the paper's loss, is fitted in threads, as many at a time as torch has; all others are
+    fitted one after another.
 
     Parameters
     ----------
@@ -113,7 +114,7 @@ def fit_together(
     """
     models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
     networks = [model for model in models if isinstance(model, NetworkRecommender)]
-    if networks and all(model.trains_together for model in networks):
+    if networks and all(model.trains_in_threads for model in networks):
         fit_networks(networks, train, validation, movies)
         return models
     return [model.fit(train, validation, movies) for model in models]

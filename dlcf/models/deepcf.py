@@ -165,24 +165,13 @@ class AttentionNetwork(RatingNetwork):
         error = nn.functional.mse_loss(self(users, movies), ratings)
         return error + self.unfaithfulness(users, movies), error
 
-    @classmethod
-    def training_step(
-        cls,
-        networks: Sequence[RatingNetwork],
-        trains: Sequence[Batch],
-        configs: Sequence[TrainingConfig],
-    ) -> TrainingStep:
+    def training_step(self, train: Batch, config: TrainingConfig) -> TrainingStep:
         """By hand where that is possible; other losses than the paper's have autograd."""
-        attention = [
-            network
-            for network in networks
-            if type(network) is AttentionNetwork and network.faithful_weight == 0
-        ]
-        config, device = configs[0], trains[0][-1].device
-        by_hand = (config.schedule, config.precision, device.type) == ("plateau", "float32", "cpu")
-        if by_hand and len(attention) == len(networks):
-            return AttentionStep(attention, trains, configs)
-        return super().training_step(networks, trains, configs)
+        paper = type(self) is AttentionNetwork and self.faithful_weight == 0
+        settings = config.schedule, config.precision, train[-1].device.type
+        if paper and settings == ("plateau", "float32", "cpu"):
+            return AttentionStep(self, train, config)
+        return super().training_step(train, config)
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
@@ -393,7 +382,7 @@ class DeepCF(NetworkRecommender):
         self.precision = precision
 
     @property
-    def trains_together(self) -> bool:  # type: ignore[override]
+    def trains_in_threads(self) -> bool:  # type: ignore[override]
         on_cpu = pick_device(self.device).type == "cpu"
         plain = self.ranking_weight == 0 and self.faithful_weight == 0
         return plain and self.precision == "float32" and on_cpu

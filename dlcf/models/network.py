@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +25,6 @@ from dlcf.training import (
     predict_in_batches,
     seeded,
     train_network,
-    train_together,
 )
 
 __all__ = ["NetworkRecommender", "fit_networks", "hold_out", "rated_movies"]
@@ -46,8 +48,8 @@ class NetworkRecommender(Recommender):
     device: str
 
     history: History
-    # Whether several models that differ only in their seeds can share one training loop.
-    trains_together: ClassVar[bool] = False
+    # Whether several can be trained at once, in threads.
+    trains_in_threads: ClassVar[bool] = False
 
     def use_weights(self, which: str) -> NetworkRecommender:
         """Predict with the ``"last"`` epoch's weights or those of the ``"best"`` validation epoch.
@@ -155,20 +157,34 @@ def fit_networks(
     validation: pd.DataFrame | None,
     movies: pd.DataFrame | None,
 ) -> None:
-    """Fit models that differ only in their seeds, all in one training loop."""
+    """Fit models in threads, as many at a time as torch has; each computes with one.
+
+    Their training must not draw random numbers of torch's, which all threads share.
+    """
     batches = []
     for model in models:
-        data, held_out = model._index(train, validation, movies)
         with seeded(model.seed, pick_device(model.device)):
-            batches.append(model._prepare(data, held_out))
-    trained = train_together(
-        [model._network for model in models],
-        [batch for batch, _ in batches],
-        [held_out for _, held_out in batches],
-        [model.training_config() for model in models],
-    )
-    for model, (history, best) in zip(models, trained, strict=True):
-        model._finish(history, best)
+            batches.append(model._prepare(*model._index(train, validation, movies)))
+
+    def fit(model: NetworkRecommender, batch: tuple[Batch, Batch | None]) -> None:
+        torch.set_num_threads(1)
+        model._finish(*train_network(model._network, *batch, model.training_config()))
+
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            fits = [
+                pool.submit(copy_context().run, partial(fit, model, batch))
+                for model, batch in zip(models, batches, strict=True)
+            ]
+            try:
+                for done in fits:
+                    done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,404 @@
+"""Loops that numba compiles, on first use, for what torch would do in many small calls.
+
+Each takes arrays that are there and writes into arrays that are there; none allocates a matrix or
+holds Python's lock. Arrays are ``(rows, columns)`` in C order, float32 or float64 alike. Sums run
+in the order of the rows; within a row the compiler may reorder them, always in the same way on the
+same machine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+__all__ = [
+    "activate",
+    "adam",
+    "attend",
+    "attend_backward",
+    "catch_up",
+    "centred_squares",
+    "close_units",
+    "column_sums",
+    "deferred_adam",
+    "distinct_rows",
+    "moments",
+    "moments_backward",
+    "normalise_backward",
+    "output",
+]
+
+_REORDER = {"reassoc", "contract", "arcp", "nsz"}  # but infinities and NaN stay what they are
+
+
+def _compiled(function: Any) -> Any:
+    return njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDER)(function)
+
+
+# ------------------------------------------------------------------- batch norm, relu and dropout
+
+
+@_compiled
+def column_sums(values: Any, sums: Any) -> None:
+    """Of each column."""
+    sums[:] = 0
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            sums[column] += values[row, column]
+
+
+@_compiled
+def centred_squares(values: Any, sums: Any, n: int, squares: Any) -> None:
+    """Of each column the sum of squared distances from its mean, ``sums / n``."""
+    share = values.dtype.type(1 / n)
+    squares[:] = 0
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            distance = values[row, column] - sums[column] * share
+            squares[column] += distance * distance
+
+
+@_compiled
+def moments(
+    sums: Any,
+    squares: Any,
+    n: int,
+    running: Any,
+    momentum: float,
+    epsilon: float,
+    gain: Any,
+    shift: Any,
+    mean: Any,
+    inverse: Any,
+    slope: Any,
+    offset: Any,
+) -> None:
+    """What a batch norm is for this batch: ``slope * values + offset``.
+
+    `sums` and `squares` are those of all `n` rows. `running` ``(2, columns)``, mean and variance,
+    moves by `momentum`; the last four are overwritten, `inverse` by one over the deviation.
+    """
+    kind = sums.dtype.type
+    moved = kind(momentum)
+    for column in range(len(sums)):
+        mean[column] = sums[column] * kind(1 / n)
+        variance = squares[column] * kind(1 / n)
+        unbiased = squares[column] * kind(1 / (n - 1))
+        running[0, column] += (mean[column] - running[0, column]) * moved
+        running[1, column] += (unbiased - running[1, column]) * moved
+        inverse[column] = kind(1) / np.sqrt(variance + kind(epsilon))
+        slope[column] = gain[column] * inverse[column]
+        offset[column] = shift[column] - slope[column] * mean[column]
+
+
+@_compiled
+def moments_backward(
+    by_gain: Any,
+    by_shift: Any,
+    n: int,
+    mean: Any,
+    inverse: Any,
+    slope: Any,
+    tilt: Any,
+    offset: Any,
+) -> None:
+    """What :func:`normalise_backward` takes, from the sums of :func:`close_units` over `n` rows.
+
+    With g the gradient by what the batch norm gave and z what it took, the gradient by z is
+    ``slope (g - mean(g) - (z - mean) inverse^2 mean(g (z - mean)))``.
+    """
+    share = by_gain.dtype.type(1 / n)
+    for column in range(len(mean)):
+        curved = inverse[column] * inverse[column] * by_gain[column] * share
+        tilt[column] = -slope[column] * curved
+        offset[column] = -slope[column] * by_shift[column] * share - tilt[column] * mean[column]
+
+
+@_compiled
+def activate(
+    values: Any,
+    slope: Any,
+    offset: Any,
+    bits: Any,
+    first: int,
+    dropped: int,
+    scale: float,
+    out: Any,
+) -> None:
+    """``relu(slope * values + offset)``, then dropout.
+
+    A unit is dropped where its bits, in the columns of `bits` from `first` on, are below `dropped`;
+    what is kept is multiplied by `scale`.
+    """
+    zero = values.dtype.type(0)
+    kept = values.dtype.type(scale)
+    for row in range(values.shape[0]):
+        own = bits[row, first : first + values.shape[1]]
+        for column in range(values.shape[1]):
+            value = values[row, column] * slope[column] + offset[column]
+            value = value if value > zero else zero
+            out[row, column] = value * kept if own[column] >= dropped else zero
+
+
+@_compiled
+def close_units(
+    gradient: Any, hidden: Any, values: Any, mean: Any, scale: float, by_gain: Any, by_shift: Any
+) -> None:
+    """Back through dropout and relu, in place, and the sums that the batch norm's way back needs.
+
+    `by_gain` sums gradient times centred value, not yet divided by the deviation.
+    """
+    zero = values.dtype.type(0)
+    kept = values.dtype.type(scale)
+    by_gain[:] = 0
+    by_shift[:] = 0
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            # A unit is positive where neither relu nor dropout has closed it.
+            slope = gradient[row, column] * (kept if hidden[row, column] > zero else zero)
+            gradient[row, column] = slope
+            by_shift[column] += slope
+            by_gain[column] += slope * (values[row, column] - mean[column])
+
+
+@_compiled
+def normalise_backward(gradient: Any, values: Any, slope: Any, tilt: Any, offset: Any) -> None:
+    """``slope * gradient + tilt * values + offset``, in place."""
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            straight = gradient[row, column] * slope[column]
+            gradient[row, column] = straight + values[row, column] * tilt[column] + offset[column]
+
+
+# -------------------------------------------------------------------------- embeddings and output
+
+
+@_compiled
+def distinct_rows(pairs: Any, slot: Any, rows: Any, place: Any) -> int:
+    """Each row that `pairs` names, once, in order of appearance.
+
+    Parameters
+    ----------
+    pairs
+        int64 ``(n, 2)``.
+    slot
+        int64, one for each row of the table, all -1; it is left so.
+    rows
+        int64 ``(2 n,)``; its first entries are overwritten, as many as are returned.
+    place
+        int64 ``(n, 2)``: where in `rows` each entry of `pairs` is.
+    """
+    count = 0
+    for index in range(pairs.shape[0]):
+        for side in range(2):
+            row = pairs[index, side]
+            if slot[row] < 0:
+                slot[row] = count
+                rows[count] = row
+                count += 1
+            place[index, side] = slot[row]
+    for index in range(count):
+        slot[rows[index]] = -1
+    return count
+
+
+@_compiled
+def attend(table: Any, pairs: Any, contrast: Any, bias: float, inputs: Any, weight: Any) -> None:
+    """Embeddings times their attention weights.
+
+    Parameters
+    ----------
+    table
+        ``(rows, 3, size)``; embeddings are ``table[:, 0]``.
+    pairs
+        int64 ``(n, 2)``, rows of a user and of a movie.
+    contrast, bias
+        ``(2 size,)``: weights of the user's logit minus those of the movie's. A softmax over two
+        logits is the sigmoid of their difference.
+    inputs
+        ``(n, 2 size)``, overwritten.
+    weight
+        ``(n,)``, overwritten: the weight on the user.
+    """
+    size = table.shape[2]
+    for index in range(pairs.shape[0]):
+        user = table[pairs[index, 0], 0]
+        movie = table[pairs[index, 1], 0]
+        logit = inputs.dtype.type(bias)
+        for column in range(size):
+            logit += contrast[column] * user[column] + contrast[size + column] * movie[column]
+        one = inputs.dtype.type(1)
+        share = one / (one + math.exp(-logit))
+        weight[index] = share
+        for column in range(size):
+            inputs[index, column] = share * user[column]
+            inputs[index, size + column] = (one - share) * movie[column]
+
+
+@_compiled
+def attend_backward(
+    by_inputs: Any,
+    table: Any,
+    pairs: Any,
+    place: Any,
+    contrast: Any,
+    weight: Any,
+    by_rows: Any,
+    by_contrast: Any,
+) -> float:
+    """Back through :func:`attend`.
+
+    `by_rows` ``(distinct rows, size)``, in the order that `place` refers to, and `by_contrast` are
+    overwritten; the gradient by the bias is returned.
+    """
+    size = table.shape[2]
+    by_rows[:] = 0
+    by_contrast[:] = 0
+    by_bias = by_inputs.dtype.type(0)
+    one = by_inputs.dtype.type(1)
+    for index in range(pairs.shape[0]):
+        user = table[pairs[index, 0], 0]
+        movie = table[pairs[index, 1], 0]
+        by_user = by_rows[place[index, 0]]
+        by_movie = by_rows[place[index, 1]]
+        share = weight[index]
+        slope = by_inputs.dtype.type(0)
+        for column in range(size):
+            slope += by_inputs[index, column] * user[column]
+            slope -= by_inputs[index, size + column] * movie[column]
+        slope *= share * (one - share)
+        by_bias += slope
+        for column in range(size):
+            by_user[column] += share * by_inputs[index, column] + slope * contrast[column]
+            by_contrast[column] += slope * user[column]
+        for column in range(size):
+            straight = (one - share) * by_inputs[index, size + column]
+            by_movie[column] += straight + slope * contrast[size + column]
+            by_contrast[size + column] += slope * movie[column]
+    return by_bias
+
+
+@_compiled
+def output(
+    hidden: Any,
+    weights: Any,
+    bias: float,
+    ratings: Any,
+    low: float,
+    span: float,
+    n: int,
+    by_hidden: Any,
+    by_weights: Any,
+) -> tuple[float, float]:
+    """The sigmoid neuron, the squared error of its ratings, and the way back.
+
+    The error that is differentiated is the mean over `n` ratings, of which these may be a part.
+    `by_hidden` and `by_weights` are overwritten; the sum of squared errors and the gradient by the
+    bias are returned.
+    """
+    kind = hidden.dtype.type
+    by_weights[:] = 0
+    by_bias = kind(0)
+    squares = kind(0)
+    for row in range(hidden.shape[0]):
+        logit = kind(bias)
+        for column in range(hidden.shape[1]):
+            logit += hidden[row, column] * weights[column]
+        strength = kind(1) / (kind(1) + math.exp(-logit))
+        error = strength * kind(span) + kind(low) - ratings[row]
+        squares += error * error
+        slope = error * strength * (kind(1) - strength) * kind(2 * span / n)
+        by_bias += slope
+        for column in range(hidden.shape[1]):
+            by_weights[column] += slope * hidden[row, column]
+            by_hidden[row, column] = slope * weights[column]
+    return squares, by_bias
+
+
+# ------------------------------------------------------------------------------------------- Adam
+
+
+@_compiled
+def adam(
+    weights: Any,
+    gradient: Any,
+    mean: Any,
+    square: Any,
+    rate: float,
+    correction: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """A step of Adam; `rate` and `correction` hold the bias corrections of the two moments."""
+    kind = weights.dtype.type
+    fresh1, fresh2, beta2 = kind(1 - beta1), kind(1 - beta2), kind(beta2)
+    rate, correction, epsilon = kind(rate), kind(correction), kind(epsilon)
+    for index in range(weights.size):
+        mean[index] += (gradient[index] - mean[index]) * fresh1
+        square[index] = square[index] * beta2 + gradient[index] * gradient[index] * fresh2
+        scale = np.sqrt(square[index]) * correction + epsilon
+        weights[index] -= rate * mean[index] / scale
+
+
+@_compiled
+def deferred_adam(
+    table: Any,
+    rows: Any,
+    gradient: Any,
+    rate: float,
+    correction: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """:func:`adam` for some rows of a table ``(rows, 3, size)`` of value, mean and square."""
+    for index in range(len(rows)):
+        row = table[rows[index]]
+        own = gradient[index]
+        adam(row[0], own, row[1], row[2], rate, correction, beta1, beta2, epsilon)
+
+
+@_compiled
+def catch_up(
+    table: Any,
+    last: Any,
+    rows: Any,
+    step: int,
+    origin: int,
+    by_step: Any,
+    by_gap: Any,
+    rate: float,
+) -> None:
+    """The steps that rows have missed, in one (see :mod:`dlcf.optimizers`).
+
+    Parameters
+    ----------
+    table, rows
+        As for :func:`deferred_adam`.
+    last
+        int64: the step up to which each row is right; set to `step`.
+    by_step
+        ``(steps, 2)`` from step `origin` on: the series' rest, and epsilon as of that step.
+    by_gap
+        ``(steps, 3)``: powers of the ratio and of the two betas.
+    """
+    kind = table.dtype.type
+    for index in range(len(rows)):
+        row = rows[index]
+        gap = step - last[row]
+        if gap == 0:
+            continue
+        since = last[row] - origin
+        missed = by_step[since, 0] - by_gap[gap, 0] * by_step[step - origin, 0]
+        move, epsilon = kind(rate * missed), kind(by_step[since, 1])
+        decay1, decay2 = kind(by_gap[gap, 1]), kind(by_gap[gap, 2])
+        value, mean, square = table[row, 0], table[row, 1], table[row, 2]
+        for column in range(table.shape[2]):
+            value[column] -= move * mean[column] / (np.sqrt(square[column]) + epsilon)
+            mean[column] *= decay1
+            square[column] *= decay2
+        last[row] = step
