@@ -25,6 +25,7 @@ __all__ = [
     "column_sums",
     "deferred_adam",
     "distinct_rows",
+    "first_layer",
     "moments",
     "moments_backward",
     "normalise_backward",
@@ -236,6 +237,21 @@ def attend(table: Any, pairs: Any, contrast: Any, bias: float, inputs: Any, weig
         for column in range(size):
             inputs[index, column] = share * user[column]
             inputs[index, size + column] = (one - share) * movie[column]
+
+
+@_compiled
+def first_layer(share: Any, user_part: Any, movie_part: Any, bias: Any, out: Any) -> None:
+    """``relu(share user_part + (1 - share) movie_part + bias)`` of one user and several movies.
+
+    `share` ``(n,)`` is the attention weight on the user, `user_part` and `bias` are ``(outputs,)``,
+    `movie_part` and `out` ``(n, outputs)``.
+    """
+    zero, one = out.dtype.type(0), out.dtype.type(1)
+    for row in range(movie_part.shape[0]):
+        on_user, on_movie = share[row], one - share[row]
+        for column in range(movie_part.shape[1]):
+            value = on_user * user_part[column] + on_movie * movie_part[row, column] + bias[column]
+            out[row, column] = value if value > zero else zero
 
 
 @_compiled

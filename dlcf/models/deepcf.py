@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
+from dlcf import kernels
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
+from dlcf.threads import map_in_threads
 from dlcf.training import (
     Batch,
     History,
@@ -27,6 +29,8 @@ from dlcf.training import (
 
 __all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork", "player_share", "shapley"]
 
+_MOVIES_AT_ONCE = 1024  # so many that caches hold what is between two layers
+_CHUNKS = 8
 MOST_MEASURED = 5000  # held-out pairs that the faithfulness of the weights is measured on
 
 
@@ -99,6 +103,7 @@ class AttentionNetwork(RatingNetwork):
             n_inputs = size
         self.tower = nn.Sequential(*layers)
         self.output = nn.Linear(n_inputs, 1)
+        self._folded: FoldedTower | None = None
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.xavier_uniform_(module.weight)
@@ -181,9 +186,17 @@ class AttentionNetwork(RatingNetwork):
         parts are computed once for each user and movie and only added for each pair; the batch
         norms, fixed after training, are folded into the layers before them.
         """
-        tower = FoldedTower(self)
-        rows = zip(*tower.user_side(self.user_embedding(users)), strict=True)
-        return torch.stack([self.rating(tower.logits(*row)) for row in rows])
+        tower = self._folded_tower()
+        logits = map_in_threads(tower.logits, self.user_embedding(users).chunk(_CHUNKS))
+        return self.rating(torch.cat(logits))
+
+    def _folded_tower(self) -> FoldedTower:
+        """Made once for the weights as they are."""
+        made_of = [(t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers())]
+        if self._folded is None or self._folded.made_of != made_of:
+            self._folded = FoldedTower(self)
+            self._folded.made_of = made_of
+        return self._folded
 
     def rating(self, logits: Tensor) -> Tensor:
         """Ratings that the output neuron's values stand for."""
@@ -206,36 +219,52 @@ class AttentionNetwork(RatingNetwork):
 class FoldedTower:
     """A trained :class:`AttentionNetwork` with what depends on one movie alone worked out."""
 
+    made_of: list[tuple[int, int]]  # which tensors, and how often they were written to
+
     @torch.no_grad()
     def __init__(self, network: AttentionNetwork) -> None:
         size = network.user_embedding.embedding_dim
         movie = network.movie_embedding.weight
         (first_weight, self.first_bias), *self.rest = network._folded_layers()
         self.output = network.output
-        self.attention = network.attention.weight[:, :size]
-        self.first_weight = first_weight[:, :size]
-        self.movie_logits = movie @ network.attention.weight[:, size:].T + network.attention.bias
+        contrast = network.attention.weight[0] - network.attention.weight[1]
+        bias = network.attention.bias[0] - network.attention.bias[1]
+        self.attention, self.first_weight = contrast[:size], first_weight[:, :size]
+        self.movie_logits = movie @ contrast[size:] + bias
         self.movie_part = movie @ first_weight[:, size:].T
 
     @torch.no_grad()
-    def user_side(self, user: Tensor) -> tuple[Tensor, Tensor]:
-        """The users' parts of attention ``(n, 2)`` and first layer, of embeddings ``(n, size)``."""
-        return user @ self.attention.T, user @ self.first_weight.T
+    def logits(self, users: Tensor) -> Tensor:
+        """The output neuron for users ``(n, size)`` and all movies, ``(n, n_movies)``.
 
-    @torch.no_grad()
-    def logits(
-        self, user_logits: Tensor, user_part: Tensor, movies: Tensor | None = None
-    ) -> Tensor:
-        """The output neuron for one user and the given movies, all of them by default."""
-        movie_logits, movie_part = self.movie_logits, self.movie_part
-        if movies is not None:
-            movie_logits, movie_part = movie_logits[movies], movie_part[movies]
-        weight = torch.softmax(user_logits + movie_logits, dim=1)
-        hidden = torch.addcmul(self.first_bias, weight[:, 1:], movie_part)
-        hidden.addcmul_(weight[:, :1], user_part).relu_()
-        for layer_weight, bias in self.rest:
-            hidden = torch.addmm(bias, hidden, layer_weight.T).relu_()
-        return self.output(hidden).squeeze(1)
+        A softmax over two logits is the sigmoid of their difference.
+        """
+        sizes = [len(self.first_bias), *(len(bias) for _, bias in self.rest)]
+        buffers = [users.new_empty(_MOVIES_AT_ONCE, size) for size in sizes]
+        logits = users.new_empty(len(users), len(self.movie_part))
+        for user, user_logit, row in zip(
+            users @ self.first_weight.T, users @ self.attention, logits, strict=True
+        ):
+            share = torch.sigmoid(user_logit + self.movie_logits)
+            parts = (own.split(_MOVIES_AT_ONCE) for own in (share, self.movie_part, row))
+            for on_user, movie, out in zip(*parts, strict=True):
+                own = [buffer[: len(out)] for buffer in buffers]
+                self._tower(user, on_user, movie, own, out)
+        return logits
+
+    def _tower(
+        self, user: Tensor, share: Tensor, movie: Tensor, buffers: list[Tensor], logits: Tensor
+    ) -> None:
+        hidden, *others = buffers
+        if share.is_cpu:
+            sides = share, user, movie, self.first_bias, hidden
+            kernels.first_layer(*(tensor.numpy() for tensor in sides))
+        else:
+            torch.addcmul(self.first_bias, 1 - share[:, None], movie, out=hidden)
+            hidden.addcmul_(share[:, None], user).relu_()
+        for (weight, bias), buffer in zip(self.rest, others, strict=True):
+            hidden = torch.addmm(bias, hidden, weight.T, out=buffer).relu_()
+        torch.addmv(self.output.bias, hidden, self.output.weight[0], out=logits)
 
 
 class RankingAttentionNetwork(AttentionNetwork):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.threads import map_in_threads
 from dlcf.training import (
     Batch,
     History,
@@ -166,25 +164,12 @@ def fit_networks(
         with seeded(model.seed, pick_device(model.device)):
             batches.append(model._prepare(*model._index(train, validation, movies)))
 
-    def fit(model: NetworkRecommender, batch: tuple[Batch, Batch | None]) -> None:
-        torch.set_num_threads(1)
-        model._finish(*train_network(model._network, *batch, model.training_config()))
+    def train_one(index: int) -> tuple[History, dict[str, Tensor]]:
+        model = models[index]
+        return train_network(model._network, *batches[index], model.training_config())
 
-    n_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(n_threads) as pool:
-            fits = [
-                pool.submit(copy_context().run, partial(fit, model, batch))
-                for model, batch in zip(models, batches, strict=True)
-            ]
-            try:
-                for done in fits:
-                    done.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(n_threads)
+    for model, trained in zip(models, map_in_threads(train_one, range(len(models))), strict=True):
+        model._finish(*trained)
 
 
 def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
