@@ -57,7 +57,7 @@ __all__ = [
 
 RECORD = paths.RESULTS / "bench.json"
 DATASET = "ml-latest-small"
-LIBRARIES = ("torch", "numpy", "pandas", "scipy")
+LIBRARIES = ("torch", "numba", "numpy", "pandas", "scipy")
 PEERS = ("surprise-svd", "cornac-mf", "lenskit-biasedmf")
 BATCH = {"mf": 8192, "deepcf": 1024}  # ratings a step where cost is measured by size
 
@@ -90,7 +90,7 @@ class Options:
     cpu_time: bool = False
     quick: bool = False
     peers_python: str = sys.executable
-    sizes: tuple[int, ...] = (1_000_000, 10_000_000)
+    sizes: tuple[int, ...] = (1_000_000, 10_000_000, 25_000_000)
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -492,16 +492,19 @@ def ratio_table(record: Mapping[str, Any]) -> pd.DataFrame:
     -------
     DataFrame
         Index: what is compared; columns ``ours_s``, ``reference_s``, ``ratio`` (reference / ours),
-        ``target`` (the least ratio wanted) and ``met``.
+        ``before`` (the ratio in the run before, NaN where there was none), ``target`` (the least
+        ratio wanted) and ``met``.
     """
     rows = {}
     for section in ("training", "ranking", "metrics"):
-        for name, found in record.get(section, {}).get("entries", {}).items():
+        measured = record.get(section, {})
+        for name, found in measured.get("entries", {}).items():
             if "ratio" in found:
                 number = float(found["target"].split()[-1])
                 target = number if "ratio >=" in found["target"] else 1 / number
                 columns = {key: found[key] for key in ("ours_s", "reference_s", "ratio", "met")}
-                rows[name] = {**columns, "target": target}
+                before = measured.get("ratios of the run before", {}).get(name, float("nan"))
+                rows[name] = {**columns, "before": before, "target": target}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -512,7 +515,7 @@ def size_table(record: Mapping[str, Any]) -> pd.DataFrame:
         for name, found in record.get("scale", {}).get("entries", {}).items()
         if "error" not in found
     ]
-    columns = ["model", "ratings", "users", "movies", "batch_size", "fit_s", "rank_s"]
+    columns = ["model", "ratings", "users", "movies", "parameters", "batch_size", "fit_s", "rank_s"]
     return pd.DataFrame(rows, columns=[*columns, "peak_bytes", "bound_bytes"])
 
 
@@ -521,7 +524,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dlcf.bench", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=Options.repeats)
-    parser.add_argument("--threads", type=int, default=Options.threads)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: cores")
     parser.add_argument("--cpu-time", action="store_true", help="the process's time; one thread")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a test of the harness")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PATH")
@@ -554,11 +557,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # the other sections can still be measured
             entries = {name: {"error": f"{type(error).__name__}: {error}"}}
         failed |= any("error" in e or e.get("met") is False for e in entries.values())
-        record[name] = {"machine": _machine(options), "entries": _rounded(entries)}
+        before = _ratios(record.get(name, {}).get("entries", {}))
+        record[name] = {
+            "machine": _machine(options),
+            "entries": _rounded(entries),
+            "ratios of the run before": before,
+        }
         ordered = {section: record[section] for section in SECTIONS if section in record}
         paths.write_atomically(output, json.dumps(ordered, indent=1) + "\n")
         print(_report(name, entries), flush=True)
     return int(failed)
+
+
+def _ratios(entries: Mapping[str, Entry]) -> dict[str, float]:
+    return {name: found["ratio"] for name, found in entries.items() if "ratio" in found}
 
 
 def _report(section: str, entries: Mapping[str, Entry]) -> str:

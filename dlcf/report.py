@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlcf import paths
+from dlcf.bench import load_bench, ratio_table
 from dlcf.compare import load_comparison
 
 __all__ = [
     "HEADLINE",
+    "bench_table",
     "comparison_table",
     "headline_table",
     "readme_with_tables",
@@ -19,7 +21,6 @@ __all__ = [
 ]
 
 HEADLINE = "04_evaluation"
-_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def headline_table(results: Path | None = None) -> str:
@@ -67,12 +68,32 @@ def comparison_table(path: Path | None = None) -> str:
     return _markdown(header, rows)
 
 
+def bench_table(path: Path | None = None) -> str:
+    """What `make bench` measured of things done in two ways: times, ratio and target.
+
+    Parameters
+    ----------
+    path
+        What `python -m dlcf.bench` wrote; the committed file by default.
+    """
+    header = ["what", "plain way", "here", "times faster", "run before", "target"]
+    rows = []
+    for name, found in ratio_table(load_bench(path)).iterrows():
+        times = [f"{1000 * found[key]:,.1f} ms" for key in ("reference_s", "ours_s")]
+        ratios = [f"{found[key]:.2g}" for key in ("ratio", "before", "target")]
+        rows.append([str(name), *times, *ratios])
+    return _markdown(header, rows)
+
+
 def readme_with_tables(readme: str) -> str:
-    """The README's text with its results table made anew."""
-    block = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-    if not block.search(readme):
-        raise ValueError(f"README.md has no block between {_BEGIN} and {_END}; put it back")
-    return block.sub(lambda _: f"{_BEGIN}\n{comparison_table()}\n{_END}", readme)
+    """The README's text with its tables made anew."""
+    for name, table in (("results", comparison_table()), ("bench", bench_table())):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        block = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        if not block.search(readme):
+            raise ValueError(f"README.md has no block between {begin} and {end}; put it back")
+        readme = block.sub(f"{begin}\n{table}\n{end}", readme)
+    return readme
 
 
 def update_readme() -> None:
