@@ -260,21 +260,21 @@ def sanity_check(
     ----------
     user_ids
         The user of each value, ``(n,)``.
-    trained, destroyed
-        What the trained model and the destroyed one say, ``(n,)``: the user's share of the same
-        pairs, or the parts of :func:`history_explanations`. Destroyed is a model that is
-        :func:`randomised`, or fitted to :func:`shuffled_labels` or :func:`exchanged_movies`.
+    trained
+        What the trained model says, ``(n,)``: the user's share of each pair, or the parts of
+        :func:`history_explanations`.
+    destroyed
+        What a destroyed model says of the same, ``(n,)``, or several, ``(models, n)``, over which
+        the mean is taken. Destroyed is a model that is :func:`randomised`, or fitted to
+        :func:`shuffled_labels` or :func:`exchanged_movies`.
     limit
         See :class:`SanityCheck`.
     within
         As for :func:`stability`.
     """
-    if within is not None:
-        values = np.stack([np.asarray(trained, float), np.asarray(destroyed, float)])
-        return SanityCheck(_alike_within(user_ids, values, within), limit)
-    found = agreement(user_ids, {"trained": trained, "destroyed": destroyed}, "trained").iloc[0]
-    correlation = Interval(*(float(found[name]) for name in ("correlation", "low", "high")))
-    return SanityCheck(correlation, limit)
+    values = np.vstack([np.asarray(trained, float), np.asarray(destroyed, float)])
+    couples = [(0, other) for other in range(1, len(values))]
+    return SanityCheck(_alike(user_ids, values, couples, within), limit)
 
 
 def stability(
@@ -303,15 +303,7 @@ def stability(
     values = np.asarray(explanations, dtype=np.float64)
     if values.ndim != 2 or len(values) < 2:
         raise ValueError(f"explanations of two models or more are compared, not {values.shape}")
-    if within is not None:
-        return _alike_within(user_ids, values, within)
-
-    def statistic(rows: NDArray[np.int64]) -> float:
-        ranks = stats.rankdata(values[:, rows], axis=1)
-        correlation = np.corrcoef(ranks)
-        return float(np.mean([correlation[i, j] for i, j in combinations(range(len(values)), 2)]))
-
-    return clustered_interval(user_ids, statistic)
+    return _alike(user_ids, values, list(combinations(range(len(values)), 2)), within)
 
 
 def history_explanations(
@@ -598,14 +590,26 @@ def _told(model: Recommender) -> list[str]:
     return [method for method in history_methods(model) if method != OCCLUSION]
 
 
-def _alike_within(user_ids: ArrayLike, values: Floats, within: ArrayLike) -> Interval:
-    """Mean rank correlation between models ``(models, n)`` within each explanation."""
+def _alike(
+    user_ids: ArrayLike,
+    values: Floats,
+    couples: Sequence[tuple[int, int]],
+    within: ArrayLike | None,
+) -> Interval:
+    """Mean rank correlation of some couples of models, ``values (models, n)``."""
+
+    def statistic(rows: NDArray[np.int64]) -> float:
+        correlation = np.corrcoef(stats.rankdata(values[:, rows], axis=1))
+        return float(np.mean([correlation[couple] for couple in couples]))
+
+    if within is None:
+        return clustered_interval(user_ids, statistic)
     users, parts = np.asarray(user_ids), pd.Series(np.asarray(within))
     owners, found = [], []
     for rows in parts.groupby(parts).indices.values():
         said = values[:, rows]
         if np.ptp(said, axis=1).any():
-            found.append(np.mean([_rank_correlation(a, b) for a, b in combinations(said, 2)]))
+            found.append(np.mean([_rank_correlation(said[i], said[j]) for i, j in couples]))
             owners.append(users[rows[0]])
     if not found:
         raise ValueError("every explanation says the same of all its parts: nothing to compare")
