@@ -66,6 +66,8 @@ __all__ = [
     "history_explanations",
     "history_faithfulness",
     "history_methods",
+    "history_sanity",
+    "history_stability",
     "history_value",
     "integrated_gradients",
     "leave_one_out",
@@ -88,6 +90,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 STILL_ALIKE = 0.5  # rank correlation from which on an explanation ignores what was learned
 RANDOM, POPULARITY = "random", "popularity"
+PART_KEYS = ["userId", "movieId", "ratedId", "explanation"]
 
 
 @dataclass(frozen=True)
@@ -335,8 +338,50 @@ def history_explanations(
             part = pd.DataFrame({m: table[movie] for m, table in found.items()})
             part = part.rename_axis("ratedId").reset_index()
             parts.append(part.assign(userId=user_id, movieId=movie, explanation=len(parts)))
-    keys = ["userId", "movieId", "ratedId", "explanation"]
-    return pd.concat(parts, ignore_index=True)[[*keys, *methods]]
+    return pd.concat(parts, ignore_index=True)[[*PART_KEYS, *methods]]
+
+
+def history_sanity(
+    model: Recommender,
+    destroyed: Sequence[Recommender],
+    pairs: pd.DataFrame,
+    methods: Sequence[str] | None = None,
+) -> dict[str, SanityCheck]:
+    """:func:`sanity_check` of each history attribution, within each explanation.
+
+    Parameters
+    ----------
+    model, pairs, methods
+        As for :func:`history_explanations`.
+    destroyed
+        Models of the same kind that know the same histories of the pairs' users.
+    """
+    told, *lost = (history_explanations(m, pairs, methods) for m in (model, *destroyed))
+    return {
+        method: sanity_check(
+            told["userId"], told[method], [t[method] for t in lost], within=told["explanation"]
+        )
+        for method in told.columns.drop(PART_KEYS)
+    }
+
+
+def history_stability(
+    models: Sequence[Recommender], pairs: pd.DataFrame, methods: Sequence[str] | None = None
+) -> dict[str, Interval]:
+    """:func:`stability` of each history attribution, within each explanation.
+
+    Parameters
+    ----------
+    models
+        Two or more that differ in their seed only.
+    pairs, methods
+        As for :func:`history_explanations`.
+    """
+    told = [history_explanations(model, pairs, methods) for model in models]
+    users, within = told[0]["userId"], told[0]["explanation"]
+    return {
+        m: stability(users, [t[m] for t in told], within) for m in told[0].columns.drop(PART_KEYS)
+    }
 
 
 def history_faithfulness(

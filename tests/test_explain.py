@@ -25,6 +25,8 @@ from dlcf.explain import (
     history_attributions,
     history_explanations,
     history_faithfulness,
+    history_sanity,
+    history_stability,
     history_value,
     integrated_gradients,
     leave_one_out,
@@ -616,8 +618,15 @@ class TestSanityAndStability:
         keys = ["userId", "movieId", "ratedId", "explanation"]
         pd.testing.assert_frame_equal(found[keys], other[keys])
         within = found["explanation"]
-        check = sanity_check(found["userId"], found["terms"], other["terms"], within=within)
+        check = history_sanity(model, [lost], pairs)["terms"]
+        correlations = [
+            stats.spearmanr(found.loc[rows, "terms"], other.loc[rows, "terms"]).statistic
+            for rows in within.groupby(within).groups.values()
+        ]
         assert check.passed
+        assert check.correlation.mean == pytest.approx(np.mean(correlations))
+        assert not history_sanity(model, [model], pairs)["terms"].passed
+        assert history_stability([model, model], pairs, ["terms"])["terms"].low == pytest.approx(1)
         given = [m.ratings_of(u)["rating"] for m in (model, lost) for u in kept]
         rating = np.concatenate(given).reshape(2, -1)
         assert not sanity_check(found["userId"], *rating, within=within).passed
