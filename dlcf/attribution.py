@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from dlcf.models import Recommender, make
-from dlcf.models.deepcf import DeepCF, player_share, shapley
+from dlcf.models.deepcf import DeepCF, cold_coalitions, player_share, shapley
 from dlcf.models.deepcf_plus import DeepCFPlus
 from dlcf.models.knn import ItemKNN
 from dlcf.models.mf import MatrixFactorization
@@ -82,7 +82,7 @@ def shapley_two_players(
     if baseline == "mean":
         values = _embedded(model).coalition_values(pairs)
     elif baseline == "cold":
-        values = _cold_values(model, pairs)
+        values = cold_coalitions(model, pairs)
     else:
         raise ValueError(f"unknown baseline {baseline!r}; choose one of {', '.join(BASELINES)}")
     return np.stack(shapley(values), axis=1)
@@ -428,11 +428,3 @@ def _embedded(model: Recommender) -> DeepCF:
         )
     model._check_fitted()
     return model
-
-
-def _cold_values(model: Recommender, pairs: pd.DataFrame) -> Floats:
-    """Predictions by the four coalitions; who is absent has an id that training does not know."""
-    nobody = {"userId": int(model.user_ids[-1]) + 1}
-    nothing = {"movieId": int(model.movie_ids[-1]) + 1}
-    absent: tuple[dict[str, int], ...] = (nobody | nothing, nothing, nobody, {})
-    return np.stack([model.predict(pairs.assign(**who)) for who in absent], axis=1)

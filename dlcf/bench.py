@@ -229,6 +229,16 @@ def bench_ranking(options: Options) -> dict[str, Entry]:
     }
 
 
+# ------------------------------------------------------------------------------------ explanations
+
+
+def bench_explain(options: Options) -> dict[str, Entry]:
+    """Milliseconds of one explanation by each method; nothing is compared."""
+    from dlcf import bench_explain as costs
+
+    return costs.explanation_costs(options.clock, options.quick)
+
+
 # ---------------------------------------------------------------------------------------- metrics
 
 
@@ -471,13 +481,14 @@ def bench_end_to_end(options: Options) -> dict[str, Entry]:
 SECTIONS: dict[str, Callable[[Options], dict[str, Entry]]] = {
     "training": bench_training,
     "ranking": bench_ranking,
+    "explain": bench_explain,
     "metrics": bench_metrics,
     "peers": bench_peers,
     "scale": bench_scale,
     "loading": bench_loading,
     "end-to-end": bench_end_to_end,
 }
-USUAL = ("training", "ranking", "metrics", "peers", "scale")
+USUAL = ("training", "ranking", "explain", "metrics", "peers", "scale")
 
 
 def load_bench(path: Path | None = None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from dlcf.attribution import (
     ATTENTION,
     BASELINES,
     FRACTIONS,
+    OCCLUSION,
     PLAYER_METHODS,
     deletion_and_insertion,
     history_attributions,
@@ -45,6 +46,7 @@ from dlcf.attribution import (
 from dlcf.beyond import STRENGTH_BINS, calibration, expected_calibration_error
 from dlcf.models import Recommender
 from dlcf.models.deepcf import DeepCF
+from dlcf.models.deepcf_plus import DeepCFPlus
 from dlcf.statistics import Interval, clustered_correlations, clustered_interval
 from dlcf.training import seeded
 
@@ -59,9 +61,13 @@ __all__ = [
     "calibration_report",
     "curve_areas",
     "deletion_and_insertion",
+    "exchanged_movies",
     "history_attributions",
+    "history_explanations",
     "history_faithfulness",
     "history_methods",
+    "history_sanity",
+    "history_stability",
     "history_value",
     "integrated_gradients",
     "leave_one_out",
@@ -84,6 +90,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 STILL_ALIKE = 0.5  # rank correlation from which on an explanation ignores what was learned
 RANDOM, POPULARITY = "random", "popularity"
+PART_KEYS = ["userId", "movieId", "ratedId", "explanation"]
 
 
 @dataclass(frozen=True)
@@ -164,12 +171,19 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
     Parameters
     ----------
     model
-        A `DeepCF`.
+        A `DeepCF` or a `DeepCFPlus`, whose features stay centred and scaled as they were. A model
+        in closed form has no initial parameters: use :func:`shuffled_labels` or
+        :func:`exchanged_movies`.
     seed
         Draws the parameters.
     """
+    if isinstance(model, DeepCFPlus):
+        return _randomised_plus(model, seed)
     if not isinstance(model, DeepCF):
-        raise ValueError(f"{model.name} has no parameters to randomise here; use deepcf")
+        raise ValueError(
+            f"{model.name} has no parameters to randomise here; use deepcf or deepcf-plus, or fit "
+            "it to shuffled_labels or exchanged_movies"
+        )
     untrained = copy.copy(model)
     untrained._network = copy.deepcopy(model._network)
     with seeded(seed, model._device()):
@@ -185,44 +199,103 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
     return untrained
 
 
-def shuffled_labels(train: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def _randomised_plus(model: DeepCFPlus, seed: int) -> Recommender:
+    untrained, device = copy.copy(model), model._network.gate.weight.device
+    with seeded(seed, device):
+        untrained._network = model._build().to(device).eval()
+    untrained._network.load_state_dict(dict(model._network.named_buffers()), strict=False)
+    untrained._faithfulness = None
+    return untrained
+
+
+def shuffled_labels(
+    train: pd.DataFrame, seed: int = 0, kept: Sequence[int] | NDArray[Any] = ()
+) -> pd.DataFrame:
     """`train` with its ratings dealt anew among its pairs: nothing but their distribution is left.
 
     A model that is fitted to it has learned nothing of users and movies.
+
+    Parameters
+    ----------
+    train
+        Ratings.
+    seed
+        Draws the dealing.
+    kept
+        Users whose ratings stay as they are, so that explanations by the same history are compared.
     """
-    dealt = np.random.default_rng(seed).permutation(train["rating"].to_numpy())
-    return train.assign(rating=dealt)
+    others = ~train["userId"].isin(kept).to_numpy()
+    rating = train["rating"].to_numpy().copy()
+    rating[others] = np.random.default_rng(seed).permutation(rating[others])
+    return train.assign(rating=rating)
+
+
+def exchanged_movies(
+    train: pd.DataFrame, seed: int = 0, kept: Sequence[int] | NDArray[Any] = ()
+) -> pd.DataFrame:
+    """`train` with the movies of all but the users `kept` renamed, each to another at random.
+
+    What a model in closed form learns of a movie is then another movie's. It is the test for those
+    that learn from who rated what, of which :func:`shuffled_labels` leaves everything.
+
+    Parameters
+    ----------
+    train, seed, kept
+        As for :func:`shuffled_labels`.
+    """
+    others = ~train["userId"].isin(kept).to_numpy()
+    movies = train["movieId"].to_numpy().copy()
+    names, position = np.unique(movies[others], return_inverse=True)
+    movies[others] = np.random.default_rng(seed).permutation(names)[position]
+    return train.assign(movieId=movies)
 
 
 def sanity_check(
-    user_ids: ArrayLike, trained: ArrayLike, destroyed: ArrayLike, limit: float = STILL_ALIKE
+    user_ids: ArrayLike,
+    trained: ArrayLike,
+    destroyed: ArrayLike,
+    limit: float = STILL_ALIKE,
+    within: ArrayLike | None = None,
 ) -> SanityCheck:
     """Compare the explanations of a trained model with those of a destroyed one.
 
     Parameters
     ----------
     user_ids
-        The user of each pair, ``(n,)``.
-    trained, destroyed
-        The user's share of the same pairs by the trained model and by one that is
-        :func:`randomised` or fitted to :func:`shuffled_labels`.
+        The user of each value, ``(n,)``.
+    trained
+        What the trained model says, ``(n,)``: the user's share of each pair, or the parts of
+        :func:`history_explanations`.
+    destroyed
+        What a destroyed model says of the same, ``(n,)``, or several, ``(models, n)``, over which
+        the mean is taken. Destroyed is a model that is :func:`randomised`, or fitted to
+        :func:`shuffled_labels` or :func:`exchanged_movies`.
     limit
         See :class:`SanityCheck`.
+    within
+        As for :func:`stability`.
     """
-    found = agreement(user_ids, {"trained": trained, "destroyed": destroyed}, "trained").iloc[0]
-    correlation = Interval(*(float(found[name]) for name in ("correlation", "low", "high")))
-    return SanityCheck(correlation, limit)
+    values = np.vstack([np.asarray(trained, float), np.asarray(destroyed, float)])
+    couples = [(0, other) for other in range(1, len(values))]
+    return SanityCheck(_alike(user_ids, values, couples, within), limit)
 
 
-def stability(user_ids: ArrayLike, explanations: ArrayLike) -> Interval:
+def stability(
+    user_ids: ArrayLike, explanations: ArrayLike, within: ArrayLike | None = None
+) -> Interval:
     """Mean rank correlation of the explanations of the same pairs between models of other seeds.
 
     Parameters
     ----------
     user_ids
-        The user of each pair, ``(n,)``.
+        The user of each value, ``(n,)``.
     explanations
         ``(models, n)``: the user's share, say, by two models or more.
+    within
+        Which explanation each value is a part of, ``(n,)``, where one has several, as those of
+        :func:`history_explanations` have. Ranks are then within each explanation, and the mean is
+        over them too. Where a single model says the same of all parts the correlation is 0; where
+        all do there is nothing to compare, and the explanation is left out.
 
     Returns
     -------
@@ -233,13 +306,82 @@ def stability(user_ids: ArrayLike, explanations: ArrayLike) -> Interval:
     values = np.asarray(explanations, dtype=np.float64)
     if values.ndim != 2 or len(values) < 2:
         raise ValueError(f"explanations of two models or more are compared, not {values.shape}")
+    return _alike(user_ids, values, list(combinations(range(len(values)), 2)), within)
 
-    def statistic(rows: NDArray[np.int64]) -> float:
-        ranks = stats.rankdata(values[:, rows], axis=1)
-        correlation = np.corrcoef(ranks)
-        return float(np.mean([correlation[i, j] for i, j in combinations(range(len(values)), 2)]))
 
-    return clustered_interval(user_ids, statistic)
+def history_explanations(
+    model: Recommender, pairs: pd.DataFrame, methods: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """History attributions of some predictions, one row a part.
+
+    Two models that know the same histories give the same rows, so that their columns can go to
+    :func:`sanity_check` and :func:`stability`, with ``within`` the column ``explanation``.
+
+    Parameters
+    ----------
+    model, pairs
+        As for :func:`history_faithfulness`.
+    methods
+        All of :func:`history_methods` but ``"occlusion"`` by default.
+
+    Returns
+    -------
+    DataFrame
+        ``userId``, ``movieId``, ``ratedId`` (the movie of the history), ``explanation`` (which one
+        the row is a part of, from 0), and a column of each method.
+    """
+    methods = _told(model) if methods is None else methods
+    parts: list[pd.DataFrame] = []
+    for user_id, targets in _by_user(pairs):
+        found = {m: history_attributions(model, user_id, targets, m) for m in methods}
+        for movie in targets:
+            part = pd.DataFrame({m: table[movie] for m, table in found.items()})
+            part = part.rename_axis("ratedId").reset_index()
+            parts.append(part.assign(userId=user_id, movieId=movie, explanation=len(parts)))
+    return pd.concat(parts, ignore_index=True)[[*PART_KEYS, *methods]]
+
+
+def history_sanity(
+    model: Recommender,
+    destroyed: Sequence[Recommender],
+    pairs: pd.DataFrame,
+    methods: Sequence[str] | None = None,
+) -> dict[str, SanityCheck]:
+    """:func:`sanity_check` of each history attribution, within each explanation.
+
+    Parameters
+    ----------
+    model, pairs, methods
+        As for :func:`history_explanations`.
+    destroyed
+        Models of the same kind that know the same histories of the pairs' users.
+    """
+    told, *lost = (history_explanations(m, pairs, methods) for m in (model, *destroyed))
+    return {
+        method: sanity_check(
+            told["userId"], told[method], [t[method] for t in lost], within=told["explanation"]
+        )
+        for method in told.columns.drop(PART_KEYS)
+    }
+
+
+def history_stability(
+    models: Sequence[Recommender], pairs: pd.DataFrame, methods: Sequence[str] | None = None
+) -> dict[str, Interval]:
+    """:func:`stability` of each history attribution, within each explanation.
+
+    Parameters
+    ----------
+    models
+        Two or more that differ in their seed only.
+    pairs, methods
+        As for :func:`history_explanations`.
+    """
+    told = [history_explanations(model, pairs, methods) for model in models]
+    users, within = told[0]["userId"], told[0]["explanation"]
+    return {
+        m: stability(users, [t[m] for t in told], within) for m in told[0].columns.drop(PART_KEYS)
+    }
 
 
 def history_faithfulness(
@@ -265,8 +407,7 @@ def history_faithfulness(
         sign; 0 where the attribution is the same for all). Pairs whose prediction no rating changes
         are left out. Average with :func:`mean_by_user`.
     """
-    if methods is None:
-        methods = [method for method in history_methods(model) if method != "occlusion"]
+    methods = _told(model) if methods is None else methods
     rows = []
     for user_id, targets in _by_user(pairs):
         change = leave_one_out(model, user_id, targets).to_numpy()
@@ -362,13 +503,18 @@ def mean_by_user(user_ids: ArrayLike, values: ArrayLike) -> Interval:
     return clustered_interval(user_ids, lambda rows: float(values[rows].mean()), resamples=1000)
 
 
-def milliseconds(call: Callable[[], object], explanations: int, repeats: int = 3) -> float:
+def milliseconds(
+    call: Callable[[], object],
+    explanations: int,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """What one explanation costs: the fastest of some calls, divided by what a call explains."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return 1e3 * min(times) / explanations
 
 
@@ -484,7 +630,38 @@ def _by_user(pairs: pd.DataFrame) -> Iterator[tuple[int, list[int]]]:
         yield int(user_id), pairs["movieId"].to_numpy()[users == user_id].tolist()
 
 
+def _told(model: Recommender) -> list[str]:
+    """What a model says of a history, without what is seen by interventions."""
+    return [method for method in history_methods(model) if method != OCCLUSION]
+
+
+def _alike(
+    user_ids: ArrayLike,
+    values: Floats,
+    couples: Sequence[tuple[int, int]],
+    within: ArrayLike | None,
+) -> Interval:
+    """Mean rank correlation of some couples of models, ``values (models, n)``."""
+
+    def statistic(rows: NDArray[np.int64]) -> float:
+        correlation = np.corrcoef(stats.rankdata(values[:, rows], axis=1))
+        return float(np.mean([correlation[couple] for couple in couples]))
+
+    if within is None:
+        return clustered_interval(user_ids, statistic)
+    users, parts = np.asarray(user_ids), pd.Series(np.asarray(within))
+    owners, found = [], []
+    for rows in parts.groupby(parts).indices.values():
+        said = values[:, rows]
+        if np.ptp(said, axis=1).any():
+            found.append(np.mean([_rank_correlation(said[i], said[j]) for i, j in couples]))
+            owners.append(users[rows[0]])
+    if not found:
+        raise ValueError("every explanation says the same of all its parts: nothing to compare")
+    return mean_by_user(owners, found)
+
+
 def _rank_correlation(first: Floats, second: Floats) -> float:
-    if np.ptp(first) == 0:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(stats.spearmanr(first, second).statistic)

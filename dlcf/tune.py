@@ -23,7 +23,9 @@ from tqdm import tqdm
 from dlcf import paths
 from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import per_user, per_user_errors
+from dlcf.explain import measure_faithfulness
 from dlcf.models import make
+from dlcf.models.deepcf import DeepCF
 from dlcf.splits import train_validation_test
 
 __all__ = ["RECORD", "SEED", "SPLITS", "main", "run_trial"]
@@ -40,7 +42,9 @@ def run_trial(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, floa
     Returns
     -------
     dict
-        Split -> ``rmse`` and ``ndcg@10`` (full protocol, threshold 4.0) on the validation part.
+        Split -> ``rmse`` and ``ndcg@10`` (full protocol, threshold 4.0) on the validation part; of
+        a network with two attention weights also their ``faithfulness``, see
+        :func:`dlcf.explain.measure_faithfulness`.
     """
     torch.set_num_threads(1)
     ratings, movies = load_ratings(DATASET), load_movies(DATASET)
@@ -53,6 +57,9 @@ def run_trial(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, floa
             "rmse": round(float((total["squared"] / total["ratings"]) ** 0.5), 5),
             "ndcg@10": round(float(per_user(fitted, train, validation)["ndcg"].mean()), 5),
         }
+        if isinstance(fitted, DeepCF):
+            agreement = measure_faithfulness(fitted, validation).mean
+            found[how]["faithfulness"] = round(agreement, 5)
     return found
 
 

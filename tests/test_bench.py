@@ -11,6 +11,7 @@ import pytest
 
 import dlcf
 from dlcf import bench
+from dlcf.bench_explain import PLAYERS, measured_costs
 from dlcf.evaluation import evaluate
 from dlcf.models.deepcf import DeepCF
 
@@ -96,3 +97,20 @@ def test_peak_memory_stays_below_the_bound() -> None:
     found = bench._in_process("measure_size('mf', 1_000_000, True)", QUICK)
     assert found.get("met") is True, found
     assert found["peak_bytes"] > 28 * found["ratings"]
+
+
+def test_what_explaining_costs_is_kept_by_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every method of the summary has a cost; a record without them has none."""
+    output = tmp_path / "bench.json"
+    assert measured_costs(output).empty
+    assert bench.main(["explain", "--quick", "--output", str(output)]) == 0
+    costs = measured_costs(output)
+    history = {f"history: {model}, occlusion" for model in ("deepcf-plus", "item-knn", "ease")}
+    assert history | set(PLAYERS) - {"integrated gradients"} <= set(costs.index)
+    assert (costs > 0).all()
+    # Leaving each of twenty ratings or more out predicts at least as often.
+    assert costs["history: deepcf-plus, occlusion"] > 3 * costs["history: deepcf-plus, attention"]
+    output.write_text("{}")
+    assert measured_costs(output).empty

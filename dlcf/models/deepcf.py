@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dlcf import kernels
-from dlcf.models.base import Arrays, Interactions
+from dlcf.models.base import Arrays, Interactions, Recommender
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
@@ -27,7 +27,15 @@ from dlcf.training import (
     pick_device,
 )
 
-__all__ = ["AttentionNetwork", "DeepCF", "RankingAttentionNetwork", "player_share", "shapley"]
+__all__ = [
+    "AttentionNetwork",
+    "DeepCF",
+    "RankingAttentionNetwork",
+    "cold_coalitions",
+    "player_share",
+    "shapley",
+    "share_correlation",
+]
 
 _MOVIES_AT_ONCE = 1024  # so many that caches hold what is between two layers
 _CHUNKS = 8
@@ -57,6 +65,38 @@ def player_share(user: Any, movie: Any) -> Any:
     """``|user| / (|user| + |movie|)`` in [0, 1]: the user's share; 1/2 where both are 0."""
     least = 1e-9
     return (abs(user) + least) / (abs(user) + abs(movie) + 2 * least)
+
+
+def cold_coalitions(model: Recommender, pairs: pd.DataFrame) -> NDArray[np.float64]:
+    """Ratings ``(n, 4)`` by neither, the user, the movie and both, as :func:`shapley` wants.
+
+    Who is absent is an id that training does not know, which any model serves by its fallback.
+    """
+    nobody = {"userId": int(model.user_ids[-1]) + 1}
+    nothing = {"movieId": int(model.movie_ids[-1]) + 1}
+    absent: tuple[dict[str, int], ...] = (nobody | nothing, nothing, nobody, {})
+    return np.stack([model.predict(pairs.assign(**who)) for who in absent], axis=1)
+
+
+def share_correlation(weight: NDArray[Any], values: NDArray[np.float64]) -> float | None:
+    """Spearman's correlation in [-1, 1] of weights on the user with the user's Shapley shares.
+
+    Parameters
+    ----------
+    weight
+        ``(n,)`` in [0, 1].
+    values
+        ``(n, 4)``, what the coalitions are worth, see :func:`shapley`.
+
+    Returns
+    -------
+    float or None
+        None where there are fewer than two pairs, or the weights or the shares are all alike.
+    """
+    share = player_share(*shapley(values))
+    if len(share) < 2 or np.ptp(share) == 0 or np.ptp(weight) == 0:
+        return None
+    return float(stats.spearmanr(weight, share).statistic)
 
 
 class AttentionNetwork(RatingNetwork):
@@ -533,17 +573,15 @@ class DeepCF(NetworkRecommender):
 
     def _measure(self, held_out: Batch | None) -> float | None:
         """See :attr:`faithfulness`."""
-        if held_out is None or len(held_out[0]) < 2:
+        if held_out is None or len(held_out[0]) == 0:
             return None
         size = min(len(held_out[0]), MOST_MEASURED)
         rows = np.linspace(0, len(held_out[0]) - 1, size).astype(np.int64)
         users, movies = (index[torch.from_numpy(rows)] for index in held_out[:2])
-        share = player_share(*shapley(self._coalitions(users.cpu().numpy(), movies.cpu().numpy())))
+        values = self._coalitions(users.cpu().numpy(), movies.cpu().numpy())
         with torch.no_grad():
             weight = self._network.attend(users, movies)[0][:, 0].cpu().numpy()
-        if np.ptp(share) == 0 or np.ptp(weight) == 0:
-            return None
-        return float(stats.spearmanr(weight, share).statistic)
+        return share_correlation(weight, values)
 
     def _extra(self) -> dict[str, Any]:
         return super()._extra() | {"faithfulness": self._faithfulness}
