@@ -374,16 +374,17 @@ def memory_bound(n_ratings: int, n_parameters: int) -> float:
     return (5 * 28 + 12 + 64) * n_ratings + 6 * 4 * n_parameters + 2**27
 
 
-def measure_size(model: str, n_ratings: int, quick: bool = False) -> Entry:
+def measure_size(model: str, n_ratings: int, quick: bool = False, cpu_time: bool = False) -> Entry:
     """One model at one size, in this process alone, so that its peak of memory is its own."""
+    clock = Options(cpu_time=cpu_time).clock
     real = load_ratings(DATASET)
     imported = _peak_bytes()
     steps: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        start = time.perf_counter()
+        start = clock()
         result = function(*arguments)
-        steps[name] = time.perf_counter() - start
+        steps[name] = clock() - start
         return result
 
     ratings = real
@@ -447,7 +448,7 @@ def bench_scale(options: Options) -> dict[str, Entry]:
     jobs = [(model, size) for size in sizes for model in BATCH]
     found: dict[str, Entry] = {}
     for model, size in _bar(jobs, "sizes"):
-        call = f"measure_size({model!r}, {size}, {options.quick})"
+        call = f"measure_size({model!r}, {size}, {options.quick}, {options.cpu_time})"
         found[f"{model}, {size:,} ratings"] = _in_process(call, options)
     return found
 
