@@ -1,7 +1,7 @@
 """Loops that numba compiles, on first use, for what torch would do in many small calls.
 
-Each takes arrays that are there and writes into arrays that are there; none allocates a matrix or
-holds Python's lock. Arrays are ``(rows, columns)`` in C order, float32 or float64 alike. Sums run
+Each takes arrays that are there and writes into arrays that are there; none allocates a matrix.
+Arrays are ``(rows, columns)`` in C order, float32 or float64 alike. Sums run
 in the order of the rows; within a row the compiler may reorder them, always in the same way on the
 same machine.
 """
@@ -36,6 +36,11 @@ _REORDER = {"reassoc", "contract", "arcp", "nsz"}  # but infinities and NaN stay
 
 
 def _compiled(function: Any) -> Any:
+    return njit(cache=True, error_model="numpy", fastmath=_REORDER)(function)
+
+
+def _compiled_apart(function: Any) -> Any:
+    """Without Python's lock: for what takes so long that it pays to hand the lock over."""
     return njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDER)(function)
 
 
@@ -239,7 +244,7 @@ def attend(table: Any, pairs: Any, contrast: Any, bias: float, inputs: Any, weig
             inputs[index, size + column] = (one - share) * movie[column]
 
 
-@_compiled
+@_compiled_apart
 def first_layer(share: Any, user_part: Any, movie_part: Any, bias: Any, out: Any) -> None:
     """``relu(share user_part + (1 - share) movie_part + bias)`` of one user and several movies.
 
@@ -337,7 +342,7 @@ def output(
 # ------------------------------------------------------------------------------------------- Adam
 
 
-@_compiled
+@_compiled_apart
 def adam(
     weights: Any,
     gradient: Any,

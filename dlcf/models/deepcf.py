@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,7 @@ __all__ = [
     "share_correlation",
 ]
 
-_MOVIES_AT_ONCE = 1024  # so many that caches hold what is between two layers
-_CHUNKS = 8
+_BLOCK = 1024  # movies, so many that caches hold what is between two layers
 MOST_MEASURED = 5000  # held-out pairs that the faithfulness of the weights is measured on
 
 
@@ -226,9 +226,7 @@ class AttentionNetwork(RatingNetwork):
         parts are computed once for each user and movie and only added for each pair; the batch
         norms, fixed after training, are folded into the layers before them.
         """
-        tower = self._folded_tower()
-        logits = map_in_threads(tower.logits, self.user_embedding(users).chunk(_CHUNKS))
-        return self.rating(torch.cat(logits))
+        return self.rating(self._folded_tower().logits(self.user_embedding(users)))
 
     def _folded_tower(self) -> FoldedTower:
         """Made once for the weights as they are."""
@@ -279,32 +277,31 @@ class FoldedTower:
 
         A softmax over two logits is the sigmoid of their difference.
         """
-        sizes = [len(self.first_bias), *(len(bias) for _, bias in self.rest)]
-        buffers = [users.new_empty(_MOVIES_AT_ONCE, size) for size in sizes]
-        logits = users.new_empty(len(users), len(self.movie_part))
-        for user, user_logit, row in zip(
-            users @ self.first_weight.T, users @ self.attention, logits, strict=True
-        ):
-            share = torch.sigmoid(user_logit + self.movie_logits)
-            parts = (own.split(_MOVIES_AT_ONCE) for own in (share, self.movie_part, row))
-            for on_user, movie, out in zip(*parts, strict=True):
-                own = [buffer[: len(out)] for buffer in buffers]
-                self._tower(user, on_user, movie, own, out)
-        return logits
+        sides = users @ self.attention, users @ self.first_weight.T
+        blocks = zip(self.movie_logits.split(_BLOCK), self.movie_part.split(_BLOCK), strict=True)
+        return torch.cat(map_in_threads(partial(self._of_block, *sides), list(blocks)), dim=1)
 
-    def _tower(
-        self, user: Tensor, share: Tensor, movie: Tensor, buffers: list[Tensor], logits: Tensor
-    ) -> None:
-        hidden, *others = buffers
-        if share.is_cpu:
-            sides = share, user, movie, self.first_bias, hidden
-            kernels.first_layer(*(tensor.numpy() for tensor in sides))
-        else:
-            torch.addcmul(self.first_bias, 1 - share[:, None], movie, out=hidden)
-            hidden.addcmul_(share[:, None], user).relu_()
-        for (weight, bias), buffer in zip(self.rest, others, strict=True):
-            hidden = torch.addmm(bias, hidden, weight.T, out=buffer).relu_()
-        torch.addmv(self.output.bias, hidden, self.output.weight[0], out=logits)
+    @torch.no_grad()
+    def _of_block(
+        self, user_logits: Tensor, user_parts: Tensor, movies: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        movie_logits, movie_part = movies
+        logits = movie_logits.new_empty(len(user_parts), len(movie_logits))
+        sizes = [len(self.first_bias), *(len(bias) for _, bias in self.rest)]
+        first, *others = (movie_part.new_empty(len(movie_part), size) for size in sizes)
+        for user_logit, user_part, out in zip(user_logits, user_parts, logits, strict=True):
+            share = torch.sigmoid(user_logit + movie_logits)
+            if share.is_cpu:
+                sides = share, user_part, movie_part, self.first_bias, first
+                kernels.first_layer(*(tensor.numpy() for tensor in sides))
+            else:
+                torch.addcmul(self.first_bias, 1 - share[:, None], movie_part, out=first)
+                first.addcmul_(share[:, None], user_part).relu_()
+            hidden = first
+            for (weight, bias), buffer in zip(self.rest, others, strict=True):
+                hidden = torch.addmm(bias, hidden, weight.T, out=buffer).relu_()
+            torch.addmv(self.output.bias, hidden, self.output.weight[0], out=out)
+        return logits
 
 
 class RankingAttentionNetwork(AttentionNetwork):
