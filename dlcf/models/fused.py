@@ -70,12 +70,14 @@ class HiddenLayer:
         assert norm.running_mean is not None and norm.running_var is not None
         self.momentum, self.epsilon = norm.momentum, norm.eps
         self.running = torch.stack([norm.running_mean, norm.running_var])
+        self._running = self.running.numpy()
         self.first_bit = first_bit
         self.dropped = np.uint16(round(dropout.p * 2**16))
         self.scale = 2**16 / (2**16 - int(self.dropped))
         n_outputs = linear.out_features
         self._values, self._hidden = self.weight.new_empty(2, n_rows, n_outputs).unbind()
         self._by_inputs = self.weight.new_empty(n_rows, linear.in_features)
+        self._views: dict[int, tuple[Tensor, Floats, Tensor, Floats, Tensor]] = {}
         vectors = self.weight.new_empty(8, n_outputs).numpy()
         self._sums, self._squares, self._mean, self._inverse = vectors[:4]
         self._slope, self._offset, self._tilt, self._shifted = vectors[4:]
@@ -83,34 +85,40 @@ class HiddenLayer:
     def forward(self, inputs: Tensor, bits: NDArray[np.uint16], n: int) -> Tensor:
         """Of some of the batch's `n` rows; keeps what :meth:`backward` needs."""
         self._inputs = inputs
-        rows = slice(0, len(inputs))
-        product = torch.mm(inputs, self.weight.mT, out=self._values[rows])
-        self._rows = values = product.numpy()
+        product, values, hidden, activated, _ = self._view(len(inputs))
+        torch.mm(inputs, self.weight.mT, out=product)
         kernels.column_sums(values, self._sums)
         _exchange(self._sums)
         kernels.centred_squares(values, self._sums, n, self._squares)
         _exchange(self._squares)
         affine = self._mean, self._inverse, self._slope, self._offset
-        step = self.running.numpy(), self.momentum, self.epsilon
+        step = self._running, self.momentum, self.epsilon
         kernels.moments(self._sums, self._squares, n, *step, self.gain, self.shift, *affine)
-        hidden = self._hidden[rows]
         dropout = bits, self.first_bit, self.dropped, self.scale
-        kernels.activate(values, self._slope, self._offset, *dropout, hidden.numpy())
+        kernels.activate(values, self._slope, self._offset, *dropout, activated)
         return hidden
 
     def backward(self, by_hidden: Tensor, n: int) -> Tensor:
         """The gradient by the inputs; `by_hidden` is overwritten."""
-        rows = slice(0, len(by_hidden))
+        _, values, _, activated, by_inputs = self._view(len(by_hidden))
         by_summed = by_hidden.numpy()
-        known = self._hidden[rows].numpy(), self._rows, self._mean
-        kernels.close_units(by_summed, *known, self.scale, self.by_gain, self.by_shift)
-        sums = _exchange(self.by_gain.copy()), _exchange(self.by_shift.copy())
+        sides = self.by_gain, self.by_shift
+        kernels.close_units(by_summed, activated, values, self._mean, self.scale, *sides)
+        sums = [_exchange(side.copy()) for side in sides] if n_processes() > 1 else sides
         affine = self._mean, self._inverse, self._slope, self._tilt, self._shifted
         kernels.moments_backward(*sums, n, *affine)
         self.by_gain *= self._inverse
-        kernels.normalise_backward(by_summed, self._rows, self._slope, self._tilt, self._shifted)
+        kernels.normalise_backward(by_summed, values, self._slope, self._tilt, self._shifted)
         torch.mm(by_hidden.mT, self._inputs, out=self.by_weight)
-        return torch.mm(by_hidden, self.weight, out=self._by_inputs[rows])
+        return torch.mm(by_hidden, self.weight, out=by_inputs)
+
+    def _view(self, n: int) -> tuple[Tensor, Floats, Tensor, Floats, Tensor]:
+        """The memory of `n` rows: products, activations (tensor and array), gradient by inputs."""
+        if n not in self._views:
+            values, hidden = self._values[:n], self._hidden[:n]
+            arrays = values.numpy(), hidden.numpy()
+            self._views[n] = values, arrays[0], hidden, arrays[1], self._by_inputs[:n]
+        return self._views[n]
 
 
 class AttentionStep(TrainingStep):
