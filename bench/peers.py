@@ -48,7 +48,7 @@ def cornac_mf(train: np.ndarray, test: np.ndarray) -> tuple[Callable[[], Any], P
 
 def lenskit_mf(train: np.ndarray, test: np.ndarray) -> tuple[Callable[[], Any], Predict]:
     import pandas as pd
-    from lenskit import predict as predict_ratings
+    from lenskit.batch import predict as predict_ratings
     from lenskit.als import BiasedMFScorer
     from lenskit.data import ItemListCollection, from_interactions_df
     from lenskit.pipeline import predict_pipeline
