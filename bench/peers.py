@@ -48,8 +48,8 @@ def cornac_mf(train: np.ndarray, test: np.ndarray) -> tuple[Callable[[], Any], P
 
 def lenskit_mf(train: np.ndarray, test: np.ndarray) -> tuple[Callable[[], Any], Predict]:
     import pandas as pd
-    from lenskit.batch import predict as predict_ratings
     from lenskit.als import BiasedMFScorer
+    from lenskit.batch import predict as predict_ratings
     from lenskit.data import ItemListCollection, from_interactions_df
     from lenskit.pipeline import predict_pipeline
 
