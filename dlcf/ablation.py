@@ -11,19 +11,17 @@ import argparse
 import copy
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from dlcf import paths
 from dlcf.compare import provenance
@@ -33,6 +31,7 @@ from dlcf.experiment import code_version
 from dlcf.metrics import rmse
 from dlcf.models.deepcf_plus import HIDDEN, DeepCFPlus, EvidenceNetwork
 from dlcf.models.evidence import Context, episodes
+from dlcf.parallel import map_in_processes
 from dlcf.splits import train_validation_test
 from dlcf.statistics import interval_over_seeds
 from dlcf.training import Batch
@@ -327,9 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=paths.RESULTS / RESULTS_NAME)
     options = parser.parse_args(arguments)
     cells = [(how, seed) for how in options.splits for seed in options.seeds]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        results = pool.map(partial(run_seed, options.dataset), cells)
-        found = list(tqdm(results, total=len(cells), desc="seeds", disable=None, leave=False))
+    found = map_in_processes(
+        partial(run_seed, options.dataset), cells, options.workers or os.cpu_count() or 1, "seeds"
+    )
     by_split = {
         how: summarise([f for f, cell in zip(found, cells, strict=True) if cell[0] == how])
         for how in options.splits

@@ -15,12 +15,13 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -28,7 +29,9 @@ from torch import Tensor, nn
 
 from dlcf.distributed import is_first
 
-__all__ = ["Checkpoint", "checkpoints", "fingerprint"]
+__all__ = ["Checkpoint", "checkpoints", "fingerprint", "keeping_checkpoints"]
+
+Result = TypeVar("Result")
 
 TENSORS, DESCRIPTION = "state.safetensors", "state.json"
 KEPT = 2
@@ -64,6 +67,19 @@ def checkpoints(
     token = _place.set(_Place(Path(folder), seconds, steps))
     try:
         yield
+    finally:
+        _place.reset(token)
+
+
+def keeping_checkpoints(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, to be called in another process, with the checkpoints that are kept in this."""
+    return partial(_keeping, _place.get(), function)
+
+
+def _keeping(place: _Place | None, function: Callable[..., Result], *arguments: Any) -> Result:
+    token = _place.set(place)
+    try:
+        return function(*arguments)
     finally:
         _place.reset(token)
 

@@ -15,17 +15,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from dlcf import paths
 from dlcf.beyond import measure
@@ -34,6 +31,7 @@ from dlcf.evaluation import PROTOCOLS, evaluate
 from dlcf.experiment import code_version, fit_cached
 from dlcf.models import Recommender, make
 from dlcf.models.network import NetworkRecommender
+from dlcf.parallel import map_in_processes
 from dlcf.splits import describe_split, split
 from dlcf.statistics import compare_tables, holm, interval_over_seeds
 
@@ -136,11 +134,7 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None, function: Any = ru
         What `function` gives for each job, in the order of `jobs`. The numbers do not depend on
         `workers`.
     """
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    # A forked child can hang on a lock that a thread of torch held in its parent.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        results = pool.map(function, jobs)
-        return list(tqdm(results, total=len(jobs), desc="fits", disable=None, leave=False))
+    return map_in_processes(function, jobs, workers or os.cpu_count() or 1, "fits")
 
 
 def study(job: Job) -> dict[str, dict[str, Any]]:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from dlcf import paths
 from dlcf.data import load_movies, load_ratings
@@ -26,6 +24,7 @@ from dlcf.evaluation import per_user, per_user_errors
 from dlcf.explain import measure_faithfulness
 from dlcf.models import make
 from dlcf.models.deepcf import DeepCF
+from dlcf.parallel import map_in_processes
 from dlcf.splits import train_validation_test
 
 __all__ = ["RECORD", "SEED", "SPLITS", "main", "run_trial"]
@@ -74,9 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in options.models:
         known = [trial["config"] for trial in record.get(model, {}).get("trials", [])]
         configs = options.new or known
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            found = pool.map(partial(run_trial, model), configs)
-            measured = list(tqdm(found, total=len(configs), desc=model, disable=None, leave=False))
+        workers = options.workers or os.cpu_count() or 1
+        measured = map_in_processes(partial(run_trial, model), configs, workers, model)
         entry = record.setdefault(model, {"trials": []})
         for config, validation in zip(configs, measured, strict=True):
             trial = {"config": config, "validation": validation}

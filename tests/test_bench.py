@@ -76,7 +76,7 @@ def test_the_record_keeps_other_sections_and_reports_broken_ones(
     sections = {"a": lambda _: {"x": bench.entry(1.0, 9.0, at_least=2.0)}, "b": broken}
     monkeypatch.setattr(bench, "SECTIONS", sections)
     output = tmp_path / "bench.json"
-    arguments = ["--quick", "--output", str(output)]
+    arguments = ["--quick", "--threads", "1", "--output", str(output)]
     assert bench.main(["a", *arguments]) == 0
     assert bench.main(["b", *arguments]) == 1
     record = json.loads(output.read_text())

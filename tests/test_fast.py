@@ -256,11 +256,17 @@ def test_models_fitted_together_are_those_fitted_alone(toy_ratings: pd.DataFrame
     assert np.abs(together[0].predict(toy_ratings) - together[1].predict(toy_ratings)).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["bias", "mf"])
+@pytest.mark.parametrize("name", ["bias", "mf", "deepcf-plus"])
 def test_any_model_can_be_fitted_for_several_seeds(name: str, toy_ratings: pd.DataFrame) -> None:
-    for seed, model in enumerate(fit_together(name, [0, 1], toy_ratings)):
-        alone = make(name, seed=seed).fit(toy_ratings)
-        assert np.array_equal(model.predict(toy_ratings), alone.predict(toy_ratings))
+    settings = {"epochs": 2, "folds": 2} if name == "deepcf-plus" else {}
+    alone = [make(name, seed=seed, **settings).fit(toy_ratings) for seed in (0, 1)]
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        together = fit_together(name, [0, 1], toy_ratings, **settings)
+        torch.set_num_threads(1)
+        for model, other in zip(together, alone, strict=True):
+            assert np.array_equal(model.predict(toy_ratings), other.predict(toy_ratings))
+    assert fit_together(name, [], toy_ratings, **settings) == []
 
 
 def test_bf16_stays_close(toy_ratings: pd.DataFrame) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from dlcf.checkpoints import keeping_checkpoints
 from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
 from dlcf.models.deepcf import DeepCF
@@ -21,8 +24,9 @@ from dlcf.models.fm import (
 )
 from dlcf.models.knn import ItemKNN, UserKNN
 from dlcf.models.mf import MatrixFactorization, SVDPlusPlus
-from dlcf.models.network import NetworkRecommender, fit_networks
 from dlcf.models.ranking import EASE, ImplicitALS, RP3Beta
+from dlcf.parallel import map_in_processes
+from dlcf.training import pick_device
 
 __all__ = ["Explanation", "Recommender", "available", "fit_together", "load_model", "make"]
 
@@ -94,9 +98,9 @@ def fit_together(
 ) -> list[Recommender]:
     """Models that differ only in their seeds, fitted at once.
 
-    Each is what :func:`make` and `fit` give for its seed on one thread. `deepcf`, on the CPU and
-    with the paper's loss, is fitted in threads, as many at a time as torch has; all others are
-    fitted one after another.
+    Each is what :func:`make` and `fit` give for its seed on one thread. Where torch has more than
+    one thread, as many parallel processes fit them and send them back; networks that go to a GPU
+    are fitted one after another.
 
     Parameters
     ----------
@@ -113,11 +117,22 @@ def fit_together(
         The fitted models, in the order of `seeds`.
     """
     models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
-    networks = [model for model in models if isinstance(model, NetworkRecommender)]
-    if networks and all(model.trains_in_threads for model in networks):
-        fit_networks(networks, train, validation, movies)
-        return models
-    return [model.fit(train, validation, movies) for model in models]
+    n_threads = torch.get_num_threads()
+    on_gpu = pick_device(getattr(models[0], "device", "cpu")).type != "cpu" if models else False
+    fit = partial(_fit, train, validation, movies)
+    if n_threads == 1 or len(models) < 2 or on_gpu:
+        return [fit(model) for model in models]
+    # No more at a time: they would push each other's weights out of the caches.
+    return map_in_processes(keeping_checkpoints(fit), models, n_threads, "fits")
+
+
+def _fit(
+    train: pd.DataFrame,
+    validation: pd.DataFrame | None,
+    movies: pd.DataFrame | None,
+    model: Recommender,
+) -> Recommender:
+    return model.fit(train, validation, movies)
 
 
 def load_model(folder: str | Path) -> Recommender:

@@ -18,14 +18,12 @@ from dlcf.models.base import Arrays, Interactions, Recommender
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
-from dlcf.threads import map_in_threads
+from dlcf.parallel import map_in_threads
 from dlcf.training import (
     Batch,
-    History,
     RatingNetwork,
     TrainingConfig,
     TrainingStep,
-    pick_device,
 )
 
 __all__ = [
@@ -447,12 +445,6 @@ class DeepCF(NetworkRecommender):
         self.device = device
         self.precision = precision
 
-    @property
-    def trains_in_threads(self) -> bool:  # type: ignore[override]
-        on_cpu = pick_device(self.device).type == "cpu"
-        plain = self.ranking_weight == 0 and self.faithful_weight == 0
-        return plain and self.precision == "float32" and on_cpu
-
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength and attention weights of one recommendation.
 
@@ -553,20 +545,12 @@ class DeepCF(NetworkRecommender):
         values = [self._network.coalitions(*part) for part in zip(*index, strict=True)]
         return torch.cat(values).cpu().double().numpy()
 
-    def _prepare(
-        self, data: Interactions, validation: Interactions | None
-    ) -> tuple[Batch, Batch | None]:
-        train, self._held_out = super()._prepare(data, validation)
-        return train, self._held_out
-
-    def _finish(self, history: History, best: dict[str, Tensor]) -> None:
-        super()._finish(history, best)
+    def _after_training(self, held_out: Batch | None) -> None:
         self._faithfulness: dict[str, float | None] = {}
         for which in WEIGHTS:
             self._network.load_state_dict(self._states[which])
-            self._faithfulness[which] = self._measure(self._held_out)
+            self._faithfulness[which] = self._measure(held_out)
         self._network.load_state_dict(self._states[self.weights])
-        del self._held_out
 
     def _measure(self, held_out: Batch | None) -> float | None:
         """See :attr:`faithfulness`."""

@@ -122,10 +122,7 @@ class HiddenLayer:
 
 
 class AttentionStep(TrainingStep):
-    """A training step of :class:`~dlcf.models.deepcf.AttentionNetwork` on the CPU.
-
-    It draws no random number of torch's, so that threads can train a network each.
-    """
+    """A training step of :class:`~dlcf.models.deepcf.AttentionNetwork` on the CPU."""
 
     optimizer: FlatAdam
 

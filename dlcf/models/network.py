@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcf.models.base import Arrays, Interactions, Recommender
-from dlcf.threads import map_in_threads
 from dlcf.training import (
     Batch,
     History,
@@ -25,7 +23,7 @@ from dlcf.training import (
     train_network,
 )
 
-__all__ = ["NetworkRecommender", "fit_networks", "hold_out", "rated_movies"]
+__all__ = ["NetworkRecommender", "hold_out", "rated_movies"]
 
 WEIGHTS = ("last", "best")
 
@@ -46,8 +44,6 @@ class NetworkRecommender(Recommender):
     device: str
 
     history: History
-    # Whether several can be trained at once, in threads.
-    trains_in_threads: ClassVar[bool] = False
 
     def use_weights(self, which: str) -> NetworkRecommender:
         """Predict with the ``"last"`` epoch's weights or those of the ``"best"`` validation epoch.
@@ -76,30 +72,24 @@ class NetworkRecommender(Recommender):
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        with seeded(self.seed, pick_device(self.device)):
-            train, held_out = self._prepare(data, validation)
-            self._finish(*train_network(self._network, train, held_out, self.training_config()))
-
-    def _prepare(
-        self, data: Interactions, validation: Interactions | None
-    ) -> tuple[Batch, Batch | None]:
-        """Build the network, inside `seeded`; what comes back is to train on and to hold out."""
-        self.training_config()
+        config = self.training_config()
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights are {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
         if validation is None:
             data, validation = hold_out(data, self.validation_fraction, self.seed)
         device = pick_device(self.device)
-        self._network = self._build(data).to(device)
         held_out = None if validation is None else _tensors(validation, device)
-        return _tensors(data, device), held_out
-
-    def _finish(self, history: History, best: dict[str, Tensor]) -> None:
-        """Keep what :func:`train_network` gave."""
-        self.history = history
+        with seeded(self.seed, device):
+            self._network = self._build(data).to(device)
+            trained = train_network(self._network, _tensors(data, device), held_out, config)
+        self.history, best = trained
         last = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._states = {"last": last, "best": best}
         self._network.load_state_dict(self._states[self.weights])
+        self._after_training(held_out)
+
+    def _after_training(self, held_out: Batch | None) -> None:
+        """For what is to be measured on the ratings held out, of both weights; nothing here."""
 
     def _predict(
         self,
@@ -147,29 +137,6 @@ class NetworkRecommender(Recommender):
             if saved.shape != buffer.shape:  # what users rated, less what was held out
                 setattr(self._network, name, saved.to(device))
         self._network.load_state_dict(self._states[self.weights])
-
-
-def fit_networks(
-    models: Sequence[NetworkRecommender],
-    train: pd.DataFrame,
-    validation: pd.DataFrame | None,
-    movies: pd.DataFrame | None,
-) -> None:
-    """Fit models in threads, as many at a time as torch has; each computes with one.
-
-    Their training must not draw random numbers of torch's, which all threads share.
-    """
-    batches = []
-    for model in models:
-        with seeded(model.seed, pick_device(model.device)):
-            batches.append(model._prepare(*model._index(train, validation, movies)))
-
-    def train_one(index: int) -> tuple[History, dict[str, Tensor]]:
-        model = models[index]
-        return train_network(model._network, *batches[index], model.training_config())
-
-    for model, trained in zip(models, map_in_threads(train_one, range(len(models))), strict=True):
-        model._finish(*trained)
 
 
 def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:

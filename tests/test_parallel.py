@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from dlcf.threads import map_in_threads
+from dlcf.parallel import _NoTerminal, map_in_processes, map_in_threads
 
 setting: ContextVar[str] = ContextVar("setting", default="outside")
 
@@ -49,3 +53,33 @@ def test_an_error_ends_it() -> None:
     with pytest.raises(ValueError, match="the first"):
         map_in_threads(fail, range(100))
     assert torch.get_num_threads() == 2
+
+
+def report(folder: Path, item: int) -> tuple[int, int, int]:
+    """Waits until another process is here too."""
+    if item == 7:
+        raise ValueError("the seventh")
+    (folder / f"{os.getpid()}").touch()
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    return item**2, torch.get_num_threads(), os.getpid()
+
+
+def test_processes_work_at_the_same_time_with_one_thread_each(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    found = map_in_processes(partial(report, tmp_path), range(5), 2, "items")
+    assert [square for square, *_ in found] == [0, 1, 4, 9, 16]
+    assert {n_threads for _, n_threads, _ in found} == {1}
+    assert len({pid for *_, pid in found} - {os.getpid()}) == 2
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ValueError, match="the seventh"):
+        map_in_processes(partial(report, tmp_path), range(5, 9), 2, "items")
+    assert map_in_processes(partial(report, tmp_path), [], 2, "items") == []
+
+
+def test_progress_bars_of_processes_stay_away(capfd: pytest.CaptureFixture[str]) -> None:
+    stream = _NoTerminal()
+    assert not stream.isatty()
+    stream.write("a warning")
+    assert capfd.readouterr().err == "a warning"

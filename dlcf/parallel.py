@@ -1,0 +1,98 @@
+"""Several computations at a time, each on one thread: the way to use all cores for many small ones.
+
+Where a matrix product is split over threads, all of them wait for the last, thousands of times a
+second; whole computations side by side wait once. Threads are for computations that seldom come
+back to Python, whose lock they share; training comes back many times a step, and has processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
+from contextvars import copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+__all__ = ["map_in_processes", "map_in_threads"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`function` of each item, as many at a time as torch has threads; each computes with one.
+
+    It must leave torch's random numbers alone, which all threads share. Where one call fails, those
+    that have not begun are not made, and the first error is raised.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or len(items) < 2:
+        return [function(item) for item in items]
+
+    def compute(item: Item) -> Result:
+        torch.set_num_threads(1)
+        return function(item)
+
+    try:
+        with ThreadPoolExecutor(min(n_threads, len(items))) as pool:
+            calls = [pool.submit(copy_context().run, partial(compute, item)) for item in items]
+            try:
+                return [call.result() for call in calls]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def map_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, what: str
+) -> list[Result]:
+    """`function` of each item in parallel processes, each of which computes with one thread.
+
+    Parameters
+    ----------
+    function, items
+        Sent to the processes, as the results are sent back.
+    workers
+        Processes; they are kept for a while, for the next call.
+    what
+        The items' name, for the progress bar.
+
+    Returns
+    -------
+    list
+        In the order of `items`, which is the order in which they begin. The first error is raised.
+    """
+    pool = Parallel(min(workers, len(items)) or 1, return_as="generator", max_nbytes=None)
+    results = pool(delayed(_alone)(function, item) for item in items)
+    return list(tqdm(results, total=len(items), desc=what, disable=None, leave=False))
+
+
+def _alone(function: Callable[[Item], Result], item: Item) -> Result:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with redirect_stderr(_NoTerminal()):
+            return function(item)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+class _NoTerminal:
+    """The standard error stream, on which progress bars stay away: the caller has one for all."""
+
+    def __init__(self) -> None:
+        self.stream = sys.stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def isatty(self) -> bool:
+        return False
