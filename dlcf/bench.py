@@ -386,16 +386,17 @@ def bench_peers(options: Options) -> dict[str, Entry]:
 # ------------------------------------------------------------------------------------------ scale
 
 
-def memory_bound(n_ratings: int, n_parameters: int) -> float:
+def memory_bound(n_ratings: int, n_parameters: int, n_movies: int) -> float:
     """Most bytes that fitting and ranking take beyond what the imports do.
 
     Of a rating: 28 bytes each for the frame, its train and test parts, the train part in order,
     and the arrays that the model sees (int64 user, movie and time, float32 stars); 12 for the
     matrix of what was seen; up to 64 while one of these is made from another. Of a parameter: 4
-    bytes each for value, gradient, two moments, and the kept last and best epochs. Then 128 MiB
-    for one batch and one block of scores.
+    bytes each for value, gradient, two moments, and the kept last and best epochs. Of a movie: its
+    part of the paper's first layer, 512 numbers of 4 bytes, which ranking keeps. Then 192 MiB for
+    compiled code, one batch and one block of scores.
     """
-    return (5 * 28 + 12 + 64) * n_ratings + 6 * 4 * n_parameters + 2**27
+    return (5 * 28 + 12 + 64) * n_ratings + 6 * 4 * n_parameters + 512 * 4 * n_movies + 192 * 2**20
 
 
 def measure_size(model: str, n_ratings: int, quick: bool = False, cpu_time: bool = False) -> Entry:
@@ -421,7 +422,7 @@ def measure_size(model: str, n_ratings: int, quick: bool = False, cpu_time: bool
     timed("rank_s", fitted.recommend_all, fitted.user_ids[: 8 if quick else 128])
     assert isinstance(fitted, NetworkRecommender)
     n_parameters = sum(p.numel() for p in fitted._network.parameters())
-    bound = memory_bound(n_ratings, n_parameters)
+    bound = memory_bound(n_ratings, n_parameters, len(fitted.movie_ids))
     peak = _peak_bytes() - imported
     return {
         "ratings": n_ratings,
