@@ -79,10 +79,14 @@ def bench_table(path: Path | None = None) -> str:
     header = ["what", "plain way", "here", "times faster", "run before", "target"]
     rows = []
     for name, found in ratio_table(load_bench(path)).iterrows():
-        times = [f"{1000 * found[key]:,.1f} ms" for key in ("reference_s", "ours_s")]
+        times = [_duration(found[key]) for key in ("reference_s", "ours_s")]
         ratios = [f"{found[key]:.2g}" for key in ("ratio", "before", "target")]
         rows.append([str(name), *times, *ratios])
     return _markdown(header, rows)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
 
 
 def readme_with_tables(readme: str) -> str:
