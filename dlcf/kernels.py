@@ -1,6 +1,8 @@
 """Loops that numba compiles, on first use, for what torch would do in many small calls.
 
 Each takes arrays that are there and writes into arrays that are there; none allocates a matrix.
+None calls another: compiled into its caller, a loop may round otherwise than when the caller is
+loaded from numba's cache, and a first run would have other bits than the second.
 Arrays are ``(rows, columns)`` in C order, float32 or float64 alike. Sums run
 in the order of the rows; within a row the compiler may reorder them, always in the same way on the
 same machine.
@@ -377,10 +379,18 @@ def deferred_adam(
     epsilon: float,
 ) -> None:
     """:func:`adam` for some rows of a table ``(rows, 3, size)`` of value, mean and square."""
+    kind = table.dtype.type
+    fresh1, fresh2, decay2 = kind(1 - beta1), kind(1 - beta2), kind(beta2)
+    move, correct, floor = kind(rate), kind(correction), kind(epsilon)
     for index in range(len(rows)):
-        row = table[rows[index]]
-        own = gradient[index]
-        adam(row[0], own, row[1], row[2], rate, correction, beta1, beta2, epsilon)
+        row = rows[index]
+        value, mean, square = table[row, 0], table[row, 1], table[row, 2]
+        for column in range(table.shape[2]):
+            own = gradient[index, column]
+            mean[column] += (own - mean[column]) * fresh1
+            square[column] = square[column] * decay2 + own * own * fresh2
+            scale = np.sqrt(square[column]) * correct + floor
+            value[column] -= move * mean[column] / scale
 
 
 @_compiled

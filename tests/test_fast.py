@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +20,7 @@ from dlcf.models import fit_together, make
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.fused import AttentionStep
 from dlcf.optimizers import DeferredAdam, FlatAdam
+from dlcf.paths import ROOT
 from dlcf.training import (
     AutogradStep,
     Batch,
@@ -291,3 +297,23 @@ def test_bf16_stays_close(toy_ratings: pd.DataFrame) -> None:
         TrainingConfig(precision="int8")
     fitted = make("deepcf", seed=0, precision="bf16", **SETTINGS).fit(toy_ratings)
     assert np.isfinite(fitted.predict(toy_ratings)).all()
+
+
+def test_a_first_run_has_the_bits_of_the_second(toy_ratings: pd.DataFrame, tmp_path: Path) -> None:
+    """The first compiles the loops, the second loads them from the cache."""
+    toy_ratings.to_csv(tmp_path / "ratings.csv", index=False)
+    program = """
+import sys, pandas as pd
+from dlcf.models import make
+train = pd.read_csv(sys.argv[1]).astype({"rating": "float32"})
+model = make("deepcf", seed=0, embedding_size=8, hidden=(16, 8), dropout=(0.3, 0.1), epochs=3)
+print(model.fit(train).predict(train).tobytes().hex())
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, str(tmp_path / "ratings.csv")]
+    runs = [
+        subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True).stdout
+        for _ in range(2)
+    ]
+    assert any((tmp_path / "numba").rglob("kernels.adam-*.nbc"))
+    assert runs[0] == runs[1]
