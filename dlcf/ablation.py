@@ -11,7 +11,6 @@ import argparse
 import copy
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -326,9 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=paths.RESULTS / RESULTS_NAME)
     options = parser.parse_args(arguments)
     cells = [(how, seed) for how in options.splits for seed in options.seeds]
-    found = map_in_processes(
-        partial(run_seed, options.dataset), cells, options.workers or os.cpu_count() or 1, "seeds"
-    )
+    found = map_in_processes(partial(run_seed, options.dataset), cells, options.workers, "seeds")
     by_split = {
         how: summarise([f for f, cell in zip(found, cells, strict=True) if cell[0] == how])
         for how in options.splits

@@ -77,11 +77,10 @@ def keeping_checkpoints(function: Callable[..., Result]) -> Callable[..., Result
 
 
 def _keeping(place: _Place | None, function: Callable[..., Result], *arguments: Any) -> Result:
-    token = _place.set(place)
-    try:
+    if place is None:
         return function(*arguments)
-    finally:
-        _place.reset(token)
+    with checkpoints(place.folder, place.seconds, place.steps):
+        return function(*arguments)
 
 
 class Checkpoint:

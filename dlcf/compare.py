@@ -134,7 +134,7 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None, function: Any = ru
         What `function` gives for each job, in the order of `jobs`. The numbers do not depend on
         `workers`.
     """
-    return map_in_processes(function, jobs, workers or os.cpu_count() or 1, "fits")
+    return map_in_processes(function, jobs, workers, "fits")
 
 
 def study(job: Job) -> dict[str, dict[str, Any]]:

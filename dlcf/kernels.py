@@ -344,7 +344,7 @@ def output(
 # ------------------------------------------------------------------------------------------- Adam
 
 
-@_compiled_apart
+@_compiled
 def adam(
     weights: Any,
     gradient: Any,

@@ -7,6 +7,7 @@ back to Python, whose lock they share; training comes back many times a step, an
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
 
 
 def map_in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, what: str
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None, what: str
 ) -> list[Result]:
     """`function` of each item in parallel processes, each of which computes with one thread.
 
@@ -61,7 +62,7 @@ def map_in_processes(
     function, items
         Sent to the processes, as the results are sent back.
     workers
-        Processes; they are kept for a while, for the next call.
+        Processes, one a core where it is None; they are kept for a while, for the next call.
     what
         The items' name, for the progress bar.
 
@@ -70,6 +71,7 @@ def map_in_processes(
     list
         In the order of `items`, which is the order in which they begin. The first error is raised.
     """
+    workers = workers or os.cpu_count() or 1
     pool = Parallel(min(workers, len(items)) or 1, return_as="generator", max_nbytes=None)
     results = pool(delayed(_alone)(function, item) for item in items)
     return list(tqdm(results, total=len(items), desc=what, disable=None, leave=False))

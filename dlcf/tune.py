@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -73,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in options.models:
         known = [trial["config"] for trial in record.get(model, {}).get("trials", [])]
         configs = options.new or known
-        workers = options.workers or os.cpu_count() or 1
-        measured = map_in_processes(partial(run_trial, model), configs, workers, model)
+        measured = map_in_processes(partial(run_trial, model), configs, options.workers, model)
         entry = record.setdefault(model, {"trials": []})
         for config, validation in zip(configs, measured, strict=True):
             trial = {"config": config, "validation": validation}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -119,20 +119,11 @@ def fit_together(
     models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
     n_threads = torch.get_num_threads()
     on_gpu = pick_device(getattr(models[0], "device", "cpu")).type != "cpu" if models else False
-    fit = partial(_fit, train, validation, movies)
+    fit = methodcaller("fit", train, validation, movies)
     if n_threads == 1 or len(models) < 2 or on_gpu:
         return [fit(model) for model in models]
     # No more at a time: they would push each other's weights out of the caches.
     return map_in_processes(keeping_checkpoints(fit), models, n_threads, "fits")
-
-
-def _fit(
-    train: pd.DataFrame,
-    validation: pd.DataFrame | None,
-    movies: pd.DataFrame | None,
-    model: Recommender,
-) -> Recommender:
-    return model.fit(train, validation, movies)
 
 
 def load_model(folder: str | Path) -> Recommender:
