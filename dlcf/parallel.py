@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from contextvars import copy_context
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -40,16 +40,25 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
         torch.set_num_threads(1)
         return function(item)
 
+    pool = _threads(n_threads)
+    calls = [pool.submit(copy_context().run, partial(compute, item)) for item in items]
     try:
-        with ThreadPoolExecutor(min(n_threads, len(items))) as pool:
-            calls = [pool.submit(copy_context().run, partial(compute, item)) for item in items]
-            try:
-                return [call.result() for call in calls]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        return [call.result() for call in calls]
     finally:
+        for call in calls:
+            call.cancel()
+        wait(calls)
         torch.set_num_threads(n_threads)
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """They stay: a matrix product is slow in a thread that has not yet memory of its own for it."""
+    return ThreadPoolExecutor(n)
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has the pool, but not its threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def map_in_processes(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from contextvars import ContextVar
@@ -48,11 +50,30 @@ def test_an_error_ends_it() -> None:
     def fail(item: int) -> None:
         if item == 0:
             raise ValueError("the first")
+        time.sleep(0.01)
         done.append(item)
 
     with pytest.raises(ValueError, match="the first"):
         map_in_threads(fail, range(100))
+    assert len(done) < 50
     assert torch.get_num_threads() == 2
+    assert map_in_threads(str, [1, 2]) == ["1", "2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    program = """
+import os, threading, torch
+from dlcf.parallel import map_in_threads
+torch.set_num_threads(2)
+both = threading.Barrier(2)
+map_in_threads(lambda _: both.wait(), [1, 2])
+child = os.fork()
+if child == 0:
+    os._exit(map_in_threads(str, [1, 2]) != ["1", "2"])
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def report(folder: Path, item: int) -> tuple[int, int, int]:
