@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -534,16 +534,49 @@ def ratio_table(record: Mapping[str, Any]) -> pd.DataFrame:
         ratio wanted) and ``met``.
     """
     rows = {}
-    for section in ("training", "seeds", "ranking", "metrics"):
-        measured = record.get(section, {})
-        for name, found in measured.get("entries", {}).items():
-            if "ratio" in found:
-                number = float(found["target"].split()[-1])
-                target = number if "ratio >=" in found["target"] else 1 / number
-                columns = {key: found[key] for key in ("ours_s", "reference_s", "ratio", "met")}
-                before = measured.get("ratios of the run before", {}).get(name, float("nan"))
-                rows[name] = {**columns, "before": before, "target": target}
+    for name, found, before in _with_limit(record):
+        if "ratio" in found:
+            limit = _limit(found)
+            target = limit if "ratio >=" in found["target"] else 1 / limit
+            columns = {key: found[key] for key in ("ours_s", "reference_s", "ratio", "met")}
+            rows[name] = {**columns, "before": before, "target": target}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def seconds_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """What is to take no more than some time, beside nothing.
+
+    Returns
+    -------
+    DataFrame
+        Index: what is measured; columns ``ours_s``, ``before`` (the seconds in the run before, NaN
+        where there was none), ``target`` (the most seconds wanted) and ``met``.
+    """
+    rows = {
+        name: {
+            "ours_s": found["ours_s"],
+            "before": before,
+            "target": _limit(found),
+            "met": found["met"],
+        }
+        for name, found, before in _with_limit(record)
+        if "ratio" not in found
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _with_limit(record: Mapping[str, Any]) -> Iterator[tuple[str, Entry, float]]:
+    """Name, entry and the run before of all with a number as target, section by section."""
+    for measured in record.values():
+        for name, found in measured["entries"].items():
+            if not np.isnan(_limit(found)):
+                yield name, found, measured["run before"].get(name, float("nan"))
+
+
+def _limit(found: Entry) -> float:
+    """The number at the end of the target, as :func:`entry` writes it; NaN where there is none."""
+    number = re.search(r"[<>]= ([\d.]+)$", found.get("target", ""))
+    return float(number[1]) if number else float("nan")
 
 
 def size_table(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -595,11 +628,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # the other sections can still be measured
             entries = {name: {"error": f"{type(error).__name__}: {error}"}}
         failed |= any("error" in e or e.get("met") is False for e in entries.values())
-        before = _ratios(record.get(name, {}).get("entries", {}))
+        before = _headlines(record.get(name, {}).get("entries", {}))
         record[name] = {
             "machine": _machine(options),
             "entries": _rounded(entries),
-            "ratios of the run before": before,
+            "run before": before,
         }
         ordered = {section: record[section] for section in SECTIONS if section in record}
         paths.write_atomically(output, json.dumps(ordered, indent=1) + "\n")
@@ -607,8 +640,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
-def _ratios(entries: Mapping[str, Entry]) -> dict[str, float]:
-    return {name: found["ratio"] for name, found in entries.items() if "ratio" in found}
+def _headlines(entries: Mapping[str, Entry]) -> dict[str, float]:
+    """Of what has a number as target, the ratio; the seconds where there is none."""
+    aimed = {name: found for name, found in entries.items() if not np.isnan(_limit(found))}
+    return {name: found["ratio" if "ratio" in found else "ours_s"] for name, found in aimed.items()}
 
 
 def _report(section: str, entries: Mapping[str, Entry]) -> str:

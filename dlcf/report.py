@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlcf import paths
-from dlcf.bench import load_bench, ratio_table
+from dlcf.bench import load_bench, ratio_table, seconds_table
 from dlcf.compare import load_comparison
 
 __all__ = [
@@ -69,7 +69,7 @@ def comparison_table(path: Path | None = None) -> str:
 
 
 def bench_table(path: Path | None = None) -> str:
-    """What `make bench` measured of things done in two ways: times, ratio and target.
+    """What `make bench` measured of all that has a target: times, ratio and target.
 
     Parameters
     ----------
@@ -78,10 +78,14 @@ def bench_table(path: Path | None = None) -> str:
     """
     header = ["what", "plain way", "here", "times faster", "run before", "target"]
     rows = []
-    for name, found in ratio_table(load_bench(path)).iterrows():
+    record = load_bench(path)
+    for name, found in ratio_table(record).iterrows():
         times = [_duration(found[key]) for key in ("reference_s", "ours_s")]
         ratios = [f"{found[key]:.2g}" for key in ("ratio", "before", "target")]
         rows.append([str(name), *times, *ratios])
+    for name, found in seconds_table(record).iterrows():
+        now, before, target = (_duration(found[key]) for key in ("ours_s", "before", "target"))
+        rows.append([str(name), "–", now, "–", before, target])
     return _markdown(header, rows)
 
 

@@ -14,6 +14,7 @@ from dlcf import bench
 from dlcf.bench_explain import PLAYERS, measured_costs
 from dlcf.evaluation import evaluate
 from dlcf.models.deepcf import DeepCF
+from dlcf.report import bench_table
 
 QUICK = bench.Options(quick=True)
 
@@ -85,6 +86,33 @@ def test_the_record_keeps_other_sections_and_reports_broken_ones(
     with pytest.raises(SystemExit):
         bench.main(["c", *arguments])
     assert "no section c; there are a, b" in capsys.readouterr().err
+
+
+def test_tables_show_this_run_and_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([(8.0, 0.05), (9.0, 0.02)])
+
+    def section(_: bench.Options) -> dict[str, bench.Entry]:
+        reference, alone = next(times)
+        return {
+            "two ways": bench.entry(1.0, reference, at_least=8.5),
+            "one way": bench.entry(alone, at_most=0.03),
+            "no limit": {"target": "peak <= bound", "met": True},
+        }
+
+    monkeypatch.setattr(bench, "SECTIONS", {"a": section})
+    output = tmp_path / "bench.json"
+    arguments = ["--quick", "--threads", "1", "--output", str(output)]
+    assert [bench.main([*arguments, "a"]) for _ in range(2)] == [1, 0]
+    record = bench.load_bench(output)
+    assert record["a"]["run before"] == {"two ways": 8.0, "one way": 0.05}
+    assert bench.ratio_table(record).loc["two ways", ["before", "ratio"]].tolist() == [8.0, 9.0]
+    assert bench.seconds_table(record).loc["one way", ["before", "ours_s"]].tolist() == [0.05, 0.02]
+    assert bench_table(output).splitlines()[2:] == [
+        "| two ways | 9.0 s | 1.0 s | 9 | 8 | 8.5 |",
+        "| one way | – | 20.0 ms | – | 50.0 ms | 30.0 ms |",
+    ]
 
 
 def test_a_peer_that_is_missing_is_reported(tmp_path: Path) -> None:
