@@ -21,6 +21,7 @@ __all__ = [
     "adam",
     "attend",
     "attend_backward",
+    "bias_relu",
     "catch_up",
     "centred_squares",
     "close_units",
@@ -32,6 +33,7 @@ __all__ = [
     "moments_backward",
     "normalise_backward",
     "output",
+    "rounded",
 ]
 
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}  # but infinities and NaN stay what they are
@@ -247,18 +249,67 @@ def attend(table: Any, pairs: Any, contrast: Any, bias: float, inputs: Any, weig
 
 
 @_compiled_apart
-def first_layer(share: Any, user_part: Any, movie_part: Any, bias: Any, out: Any) -> None:
-    """``relu(share user_part + (1 - share) movie_part + bias)`` of one user and several movies.
+def first_layer(
+    share: Any, user_parts: Any, users: Any, movie_parts: Any, movies: Any, bias: Any, out: Any
+) -> None:
+    """``relu(share user_part + (1 - share) movie_part + bias)`` of some pairs.
 
-    `share` ``(n,)`` is the attention weight on the user, `user_part` and `bias` are ``(outputs,)``,
-    `movie_part` and `out` ``(n, outputs)``.
+    `share` ``(n,)`` is the attention weight on the user; `users` and `movies`, int64 ``(n,)``, are
+    rows of `user_parts` and `movie_parts` ``(rows, outputs)``; `out` is ``(n, outputs)``.
     """
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    for row in range(movie_part.shape[0]):
+    for row in range(len(share)):
         on_user, on_movie = share[row], one - share[row]
-        for column in range(movie_part.shape[1]):
-            value = on_user * user_part[column] + on_movie * movie_part[row, column] + bias[column]
+        user, movie = user_parts[users[row]], movie_parts[movies[row]]
+        for column in range(out.shape[1]):
+            value = on_user * user[column] + on_movie * movie[column] + bias[column]
             out[row, column] = value if value > zero else zero
+
+
+@_compiled_apart
+def rounded(values: Any, centre: Any, out: Any, norms: Any) -> None:
+    """``values - centre`` in bfloat16: to the nearest of its numbers, ties to even.
+
+    `out` is the memory of those, uint16; what is not a number is not one afterwards. The last two
+    columns of `norms` become each row's sum of squares before rounding, and of what it changed.
+    """
+    half, one, width = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+    for row in range(values.shape[0]):
+        size, gap = np.float32(0), np.float32(0)
+        for column in range(values.shape[1]):
+            value = np.float32(values[row, column] - centre[column])
+            word = np.float32(value).view(np.uint32)
+            upper = np.uint32((word + half + ((word >> width) & one)) >> width)
+            out[row, column] = np.uint16(upper)
+            distance = value - np.uint32(upper << width).view(np.float32)
+            size += value * value
+            gap += distance * distance
+        norms[row, 1], norms[row, 2] = size, gap
+
+
+@_compiled_apart
+def bias_relu(product: Any, bias: Any, out: Any, centre: Any, copy: Any, norms: Any) -> None:
+    """``relu(product + bias)`` in float32, and ``out - centre`` as by :func:`rounded`.
+
+    `product` and `copy` are the memory of bfloat16 numbers, uint16. The first column of `norms`
+    becomes each row's sum of squares of `product`; the others are those of the rounding.
+    """
+    half, one, width = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+    for row in range(product.shape[0]):
+        before, size, gap = np.float32(0), np.float32(0), np.float32(0)
+        for column in range(product.shape[1]):
+            value = np.uint32(np.uint32(product[row, column]) << width).view(np.float32)
+            before += value * value
+            value = np.float32(max(value + bias[column], np.float32(0)))
+            out[row, column] = value
+            value = np.float32(value - centre[column])
+            word = np.float32(value).view(np.uint32)
+            upper = np.uint32((word + half + ((word >> width) & one)) >> width)
+            copy[row, column] = np.uint16(upper)
+            distance = value - np.uint32(upper << width).view(np.float32)
+            size += value * value
+            gap += distance * distance
+        norms[row, 0], norms[row, 1], norms[row, 2] = before, size, gap
 
 
 @_compiled

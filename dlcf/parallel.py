@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import redirect_stderr
-from contextvars import copy_context
+from contextlib import contextmanager, redirect_stderr
+from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -20,10 +20,12 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-__all__ = ["map_in_processes", "map_in_threads"]
+__all__ = ["map_in_processes", "map_in_threads", "threads_apart", "threads_to_use"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_threads_apart: ContextVar[int | None] = ContextVar("threads apart", default=None)
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -32,7 +34,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
     It must leave torch's random numbers alone, which all threads share. Where one call fails, those
     that have not begun are not made, and the first error is raised.
     """
-    n_threads = torch.get_num_threads()
+    before, n_threads = torch.get_num_threads(), threads_to_use()
     if n_threads == 1 or len(items) < 2:
         return [function(item) for item in items]
 
@@ -48,7 +50,29 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
         for call in calls:
             call.cancel()
         wait(calls)
-        torch.set_num_threads(n_threads)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def threads_apart() -> Iterator[None]:
+    """Inside, torch computes with one thread, :func:`map_in_threads` with as many as torch had.
+
+    For what goes to and fro between the two: torch's own threads wait for their next product by
+    running in a circle, for milliseconds, and keep a core from the threads that have work.
+    """
+    before = torch.get_num_threads()
+    token = _threads_apart.set(threads_to_use())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads_apart.reset(token)
+
+
+def threads_to_use() -> int:
+    """How many :func:`map_in_threads` uses."""
+    return _threads_apart.get() or torch.get_num_threads()
 
 
 @cache

@@ -28,6 +28,7 @@ FORMAT = 1
 USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
 _USERS_AT_ONCE = 64
 Arrays = dict[str, NDArray[Any]]
+IndexArrays = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -290,9 +291,7 @@ class Recommender(ABC):
             }
         )
 
-    def seen(
-        self, user_ids: Sequence[int] | NDArray[Any]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def seen(self, user_ids: Sequence[int] | NDArray[Any]) -> IndexArrays:
         """What the users rated in training, as (position in `user_ids`, column) index arrays."""
         users, known = _positions(self.user_ids, np.asarray(user_ids))
         row, column = self._seen[users[known]].nonzero()
@@ -501,6 +500,17 @@ class Recommender(ABC):
         ratings = self._predict(*pairs_of_user, None)
         return ratings.reshape(len(users), n_movies).astype(np.float32)
 
+    def _list_scores(
+        self, users: NDArray[np.int64], left_out: IndexArrays, k: int
+    ) -> NDArray[np.float32]:
+        """Ranking scores of known users, ``-inf`` for what is left out of their lists.
+
+        A model may give ``-inf`` also to what it can tell to be below a user's `k` best.
+        """
+        scores = self.score_all(self.user_ids[users])
+        scores[left_out] = -np.inf
+        return scores
+
     def _best(
         self, users: NDArray[np.int64], k: int, exclude_seen: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -510,9 +520,8 @@ class Recommender(ABC):
         """
         parts = []
         for block in np.split(users, range(_USERS_AT_ONCE, len(users), _USERS_AT_ONCE)):
-            scores = self.score_all(self.user_ids[block])
-            if exclude_seen:
-                scores[self.seen(self.user_ids[block])] = -np.inf
+            left_out = self.seen(self.user_ids[block] if exclude_seen else [])
+            scores = self._list_scores(block, left_out, k)
             columns = top_k(scores, k)
             parts.append((columns, np.take_along_axis(scores, columns, axis=1)))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

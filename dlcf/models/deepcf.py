@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from dlcf import kernels
-from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.models.base import Arrays, IndexArrays, Interactions, Recommender
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
-from dlcf.parallel import map_in_threads
+from dlcf.models.tower import FoldedTower, bfloat16_is_fast
 from dlcf.training import (
     Batch,
     RatingNetwork,
@@ -36,7 +34,6 @@ __all__ = [
     "share_correlation",
 ]
 
-_BLOCK = 1024  # movies, so many that caches hold what is between two layers
 MOST_MEASURED = 5000  # held-out pairs that the faithfulness of the weights is measured on
 
 
@@ -218,15 +215,10 @@ class AttentionNetwork(RatingNetwork):
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
-        """Ratings of every movie, ``(n, n_movies)``: what `forward` gives, with less arithmetic.
+        """Ratings of every movie, ``(n, n_movies)``: what `forward` gives, with less arithmetic."""
+        return self.rating(self.folded_tower().logits(self.user_embedding(users)))
 
-        Attention logits and the first layer are linear in each embedding, so their user and movie
-        parts are computed once for each user and movie and only added for each pair; the batch
-        norms, fixed after training, are folded into the layers before them.
-        """
-        return self.rating(self._folded_tower().logits(self.user_embedding(users)))
-
-    def _folded_tower(self) -> FoldedTower:
+    def folded_tower(self) -> FoldedTower:
         """Made once for the weights as they are."""
         made_of = [(t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers())]
         if self._folded is None or self._folded.made_of != made_of:
@@ -239,8 +231,11 @@ class AttentionNetwork(RatingNetwork):
         low, high = self.scale
         return low + (high - low) * torch.sigmoid(logits)
 
-    def _folded_layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Weights and biases of the hidden layers with their batch norms folded in."""
+    def folded_layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of the hidden layers with their batch norms folded in.
+
+        The norms are fixed after training.
+        """
         folded = []
         modules = list(self.tower)
         for linear, norm in zip(modules[0::4], modules[1::4], strict=True):
@@ -250,56 +245,6 @@ class AttentionNetwork(RatingNetwork):
             shift = (linear.bias - norm.running_mean) * gain + norm.bias
             folded.append((linear.weight * gain[:, None], shift))
         return folded
-
-
-class FoldedTower:
-    """A trained :class:`AttentionNetwork` with what depends on one movie alone worked out."""
-
-    made_of: list[tuple[int, int]]  # which tensors, and how often they were written to
-
-    @torch.no_grad()
-    def __init__(self, network: AttentionNetwork) -> None:
-        size = network.user_embedding.embedding_dim
-        movie = network.movie_embedding.weight
-        (first_weight, self.first_bias), *self.rest = network._folded_layers()
-        self.output = network.output
-        contrast = network.attention.weight[0] - network.attention.weight[1]
-        bias = network.attention.bias[0] - network.attention.bias[1]
-        self.attention, self.first_weight = contrast[:size], first_weight[:, :size]
-        self.movie_logits = movie @ contrast[size:] + bias
-        self.movie_part = movie @ first_weight[:, size:].T
-
-    @torch.no_grad()
-    def logits(self, users: Tensor) -> Tensor:
-        """The output neuron for users ``(n, size)`` and all movies, ``(n, n_movies)``.
-
-        A softmax over two logits is the sigmoid of their difference.
-        """
-        sides = users @ self.attention, users @ self.first_weight.T
-        blocks = zip(self.movie_logits.split(_BLOCK), self.movie_part.split(_BLOCK), strict=True)
-        return torch.cat(map_in_threads(partial(self._of_block, *sides), list(blocks)), dim=1)
-
-    @torch.no_grad()
-    def _of_block(
-        self, user_logits: Tensor, user_parts: Tensor, movies: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        movie_logits, movie_part = movies
-        logits = movie_logits.new_empty(len(user_parts), len(movie_logits))
-        sizes = [len(self.first_bias), *(len(bias) for _, bias in self.rest)]
-        first, *others = (movie_part.new_empty(len(movie_part), size) for size in sizes)
-        for user_logit, user_part, out in zip(user_logits, user_parts, logits, strict=True):
-            share = torch.sigmoid(user_logit + movie_logits)
-            if share.is_cpu:
-                sides = share, user_part, movie_part, self.first_bias, first
-                kernels.first_layer(*(tensor.numpy() for tensor in sides))
-            else:
-                torch.addcmul(self.first_bias, 1 - share[:, None], movie_part, out=first)
-                first.addcmul_(share[:, None], user_part).relu_()
-            hidden = first
-            for (weight, bias), buffer in zip(self.rest, others, strict=True):
-                hidden = torch.addmm(bias, hidden, weight.T, out=buffer).relu_()
-            torch.addmv(self.output.bias, hidden, self.output.weight[0], out=out)
-        return logits
 
 
 class RankingAttentionNetwork(AttentionNetwork):
@@ -587,3 +532,20 @@ class DeepCF(NetworkRecommender):
         if isinstance(self._network, RankingAttentionNetwork):
             return self._network.rank_all(index).cpu().numpy()
         return self._network.score_all(index).cpu().numpy()
+
+    def _list_scores(
+        self, users: NDArray[np.int64], left_out: IndexArrays, k: int
+    ) -> NDArray[np.float32]:
+        if not self._screens(k):
+            return super()._list_scores(users, left_out, k)
+        network = self._network
+        assert isinstance(network, AttentionNetwork)
+        with torch.no_grad():
+            embeddings = network.user_embedding(torch.as_tensor(users))
+        return network.folded_tower().list_scores(embeddings, left_out, k)
+
+    def _screens(self, k: int) -> bool:
+        """Whether guesses pay: for short lists of a large catalogue, on a suitable processor."""
+        by_rating = type(self._network) is AttentionNetwork
+        worth_it = bfloat16_is_fast() and len(self.hidden) > 1 and len(self.movie_ids) >= 100 * k
+        return by_rating and worth_it and self._device().type == "cpu"
