@@ -163,21 +163,38 @@ def bench_training(options: Options) -> dict[str, Entry]:
 
 
 def bench_seeds(options: Options) -> dict[str, Entry]:
-    """Five networks that differ in their seeds, fitted at once and one after another."""
+    """Five networks that differ in their seeds, fitted at once and one after another.
+
+    One after another by the textbook loop, which only trains, and by `fit`, which also validates.
+    """
+    from dlcf.bench_steps import textbook_fit
+
     ratings, epochs = load_ratings(DATASET), 2
     if options.quick:
         ratings, epochs = ratings.sample(2000, random_state=0), 1
     seeds = range(5)
+    settings: dict[str, Any] = {"epochs": epochs, "device": "cpu"}
+    columns = [np.unique(ratings[name], return_inverse=True)[1] for name in ("userId", "movieId")]
+    whole = *map(torch.from_numpy, columns), torch.from_numpy(ratings["rating"].to_numpy())
+    held_out = int(make("deepcf").config["validation_fraction"] * len(ratings))
+    train = tuple(tensor[held_out:] for tensor in whole)
 
     def one_by_one() -> None:
         for seed in seeds:
-            make("deepcf", seed=seed, epochs=epochs).fit(ratings)
+            make("deepcf", seed=seed, **settings).fit(ratings)
 
-    together, separate = options.in_turn(
-        partial(fit_together, "deepcf", seeds, ratings, epochs=epochs), one_by_one
+    def textbook() -> None:
+        for seed in seeds:
+            textbook_fit(train, seed, epochs)
+
+    together, separate, plain = options.in_turn(
+        partial(fit_together, "deepcf", seeds, ratings, **settings), one_by_one, textbook
     )
-    found = entry(together, separate, at_least=2.5, ratings=len(ratings), epochs=epochs)
-    return {"5 seeds together, beside one after another": found}
+    more: dict[str, Any] = {"at_least": 2.5, "ratings": len(ratings), "epochs": epochs}
+    return {
+        "5 seeds together, beside 5 textbook loops": entry(together, plain, **more),
+        "5 seeds together, beside one after another": entry(together, separate, **more),
+    }
 
 
 # ---------------------------------------------------------------------------------------- ranking

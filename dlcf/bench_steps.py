@@ -9,7 +9,7 @@ leaves out what other programs take.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from statistics import median
 
@@ -26,6 +26,7 @@ __all__ = [
     "floor_time",
     "interleaved",
     "made_up_ratings",
+    "textbook_fit",
     "textbook_step_time",
 ]
 
@@ -49,19 +50,48 @@ def textbook_step_time(
     steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
 ) -> float:
     """The loop of the tutorials: DataLoader over TensorDataset, autograd, default Adam."""
-    network = _network(0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    data = TensorDataset(*made_up_ratings((WARM_UP + steps) * batch_size))
-    criterion = nn.MSELoss()
-    start = 0.0
-    for step, (users, movies, ratings) in enumerate(DataLoader(data, batch_size, shuffle=True)):
-        if step == WARM_UP:
-            start = clock()
-        loss = criterion(network(users, movies), ratings)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    training = _textbook_steps(
+        _network(0), made_up_ratings((WARM_UP + steps) * batch_size), batch_size
+    )
+    for _ in range(WARM_UP):
+        next(training)
+    start = clock()
+    for _ in training:
+        pass
     return (clock() - start) / steps
+
+
+def textbook_fit(train: Batch, seed: int, epochs: int, batch_size: int = 64) -> AttentionNetwork:
+    """The paper's network after so many epochs of that loop; nothing else is done.
+
+    Parameters
+    ----------
+    train
+        Users, movies and ratings; the indices are those of ml-latest-small at most.
+    """
+    network = _network(seed)
+    for _ in _textbook_steps(network, train, batch_size, epochs):
+        pass
+    return network
+
+
+def _textbook_steps(
+    network: AttentionNetwork, train: Batch, batch_size: int, epochs: int = 1
+) -> Iterator[None]:
+    """One step each time that the next is asked for; a last batch that is not full is left out.
+
+    If it held one rating, batch norms would refuse it.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    criterion = nn.MSELoss()
+    loader = DataLoader(TensorDataset(*train), batch_size, shuffle=True, drop_last=True)
+    for _ in range(epochs):
+        for users, movies, ratings in loader:
+            loss = criterion(network(users, movies), ratings)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
 
 
 def fast_step_time(

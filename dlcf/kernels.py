@@ -18,7 +18,6 @@ from numba import njit
 
 __all__ = [
     "activate",
-    "adam",
     "attend",
     "attend_backward",
     "bias_relu",
@@ -396,29 +395,6 @@ def output(
 
 
 @_compiled
-def adam(
-    weights: Any,
-    gradient: Any,
-    mean: Any,
-    square: Any,
-    rate: float,
-    correction: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-) -> None:
-    """A step of Adam; `rate` and `correction` hold the bias corrections of the two moments."""
-    kind = weights.dtype.type
-    fresh1, fresh2, beta2 = kind(1 - beta1), kind(1 - beta2), kind(beta2)
-    rate, correction, epsilon = kind(rate), kind(correction), kind(epsilon)
-    for index in range(weights.size):
-        mean[index] += (gradient[index] - mean[index]) * fresh1
-        square[index] = square[index] * beta2 + gradient[index] * gradient[index] * fresh2
-        scale = np.sqrt(square[index]) * correction + epsilon
-        weights[index] -= rate * mean[index] / scale
-
-
-@_compiled
 def deferred_adam(
     table: Any,
     rows: Any,
@@ -429,7 +405,10 @@ def deferred_adam(
     beta2: float,
     epsilon: float,
 ) -> None:
-    """:func:`adam` for some rows of a table ``(rows, 3, size)`` of value, mean and square."""
+    """A step of Adam for some rows of a table ``(rows, 3, size)`` of value, mean and square.
+
+    `rate` and `correction` hold the bias corrections of the two moments.
+    """
     kind = table.dtype.type
     fresh1, fresh2, decay2 = kind(1 - beta1), kind(1 - beta2), kind(beta2)
     move, correct, floor = kind(rate), kind(correction), kind(epsilon)

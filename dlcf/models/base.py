@@ -101,7 +101,7 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
         above, tied = scores > kth_best, scores == kth_best
         room = k - above.sum(axis=1, keepdims=True)
         chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
-    columns = np.nonzero(chosen)[1].reshape(len(scores), k)
+    columns = (np.flatnonzero(chosen) % scores.shape[1]).reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
 
