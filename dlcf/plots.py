@@ -425,7 +425,8 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     sizes
         Columns ``model``, ``ratings``, ``fit_s`` (one epoch) and ``peak_bytes``.
     """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 2.6), width_ratios=(2, 1, 1))
+    size = PAGE, max(2.6, 0.9 + 0.38 * len(ratios))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, width_ratios=(2, 1, 1))
     place = np.arange(len(ratios))[::-1]
     left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
     left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import dlcf
 from dlcf import bench
 from dlcf.bench_explain import PLAYERS, measured_costs
+from dlcf.bench_steps import made_up_ratings, textbook_fit
 from dlcf.evaluation import evaluate
 from dlcf.models.deepcf import DeepCF
 from dlcf.report import bench_table
@@ -57,6 +59,17 @@ def test_the_loop_gives_the_same_numbers(toy_ratings: pd.DataFrame, protocol: st
     ours, loop = (f(model, train, test, protocol) for f in (evaluate, bench.metrics_by_loop))
     assert ours.keys() == loop.keys()
     assert list(ours.values()) == pytest.approx(list(loop.values()), rel=1e-9)
+
+
+def test_the_textbook_loop_learns_and_leaves_out_a_last_rating_alone() -> None:
+    train = made_up_ratings(64 * 40 + 1)
+    users, movies, ratings = train
+    errors = []
+    for epochs in (1, 6):
+        network = textbook_fit(train, seed=0, epochs=epochs).eval()
+        with torch.no_grad():
+            errors.append(float(((network(users, movies) - ratings) ** 2).mean()))
+    assert errors[1] < 0.8 * errors[0] < 0.8 * float(ratings.var()) * 1.5
 
 
 def test_targets_are_judged_by_ratio_or_seconds() -> None:

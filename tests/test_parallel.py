@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlcf.parallel import _NoTerminal, map_in_processes, map_in_threads
+from dlcf.parallel import (
+    _NoTerminal,
+    map_in_processes,
+    map_in_threads,
+    threads_apart,
+    threads_to_use,
+)
 
 setting: ContextVar[str] = ContextVar("setting", default="outside")
 
@@ -41,6 +47,21 @@ def test_two_computations_run_at_the_same_time() -> None:
     torch.set_num_threads(2)
     both = threading.Barrier(2, timeout=10)
     assert sorted(map_in_threads(lambda _: both.wait(), [0, 1])) == [0, 1]
+
+
+def test_torch_keeps_to_one_thread_where_threads_work_apart() -> None:
+    torch.set_num_threads(2)
+    both = threading.Barrier(2, timeout=10)
+    with threads_apart():
+        assert torch.get_num_threads() == 1 and threads_to_use() == 2
+        assert sorted(map_in_threads(lambda _: both.wait(), [0, 1])) == [0, 1]
+        with threads_apart():
+            assert threads_to_use() == 2
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads_to_use() == 2
+    with pytest.raises(ValueError, match="inside"), threads_apart():
+        raise ValueError("inside")
+    assert torch.get_num_threads() == threads_to_use() == 2
 
 
 def test_an_error_ends_it() -> None:

@@ -122,8 +122,10 @@ def fit_together(
     fit = methodcaller("fit", train, validation, movies)
     if n_threads == 1 or len(models) < 2 or on_gpu:
         return [fit(model) for model in models]
-    # No more at a time: they would push each other's weights out of the caches.
-    return map_in_processes(keeping_checkpoints(fit), models, n_threads, "fits")
+    # No more at a time than threads, or they would push each other's weights out of the caches;
+    # but those that are left over share the cores with the first, not the last with nobody.
+    workers = n_threads + len(models) % n_threads
+    return map_in_processes(keeping_checkpoints(fit), models, workers, "fits")
 
 
 def load_model(folder: str | Path) -> Recommender:
