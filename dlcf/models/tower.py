@@ -159,7 +159,7 @@ class FoldedTower:
         biases = [self.first_bias, *(bias for _, bias in self.rest)]
         if not self.first_bias.is_cpu:
             return [bias.new_empty(n, len(bias)) for bias in biases]
-        return [scratch(f"hidden {i}", n, len(bias)) for i, bias in enumerate(biases)]
+        return [scratch(f"hidden {i}", n, len(b), b.dtype) for i, b in enumerate(biases)]
 
     def _forward(self, sides: Sides, pairs: Pairs, buffers: list[Tensor], out: Tensor) -> None:
         hidden, *others = buffers
