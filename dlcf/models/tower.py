@@ -34,6 +34,7 @@ __all__ = ["FoldedTower", "Screen", "bfloat16_is_fast"]
 
 _BLOCK = 1024  # pairs, so many that caches hold what is between two layers
 _SCREEN_BLOCK = 5120  # more of them: less is computed of each, and calls should not outweigh it
+_USERS = 16  # of which the lengths are kept that their bounds are made of
 _SAMPLE = 64  # movies, whose hidden layers are averaged
 _TRIED = 4  # times as many movies as are wanted: their exact scores set the limit for all others
 _SLACK = 1e-5  # of the highest rating: many times what the rounding of a rating can be
@@ -235,26 +236,44 @@ class Screen:
         `centred` is what :meth:`centres` gives.
         """
         n_users, n = len(sides[0]), len(movies)
-        centres, offsets = (_arrays(side) for side in centred)
-        guesses = self.weight.new_empty(n_users, n)
-        norms = self.weight.new_empty(1 + len(self.layers), n_users, n, 3)
-        squares = norms.numpy()
+        guesses, errors = self.weight.new_empty(2, n_users, n).unbind()
+        norms = self.weight.new_empty(1 + len(self.layers), min(_USERS, n_users), n, 3)
+        for start in range(0, n_users, _USERS):
+            own = slice(start, min(start + _USERS, n_users))
+            lengths = norms[:, : own.stop - start]
+            self._guess(sides, centred, movies, own, guesses[own], lengths)
+            errors[own] = self._errors(lengths.sqrt_(), [centre[own] for centre in centred[0]])
+        return guesses, errors
+
+    def _guess(
+        self,
+        sides: Sides,
+        centred: tuple[list[Tensor], list[Tensor]],
+        movies: Tensor,
+        users: slice,
+        out: Tensor,
+        norms: Tensor,
+    ) -> None:
+        """Some users' guesses, and squares of lengths by layer, see :mod:`dlcf.kernels`."""
+        centres, offsets = (_arrays([t[users] for t in side]) for side in centred)
+        n, sizes = len(movies), [len(layer.bias) for layer in self.layers]
         first = scratch("first", n, len(self.tower.first_bias))
-        outs = [scratch(f"out {i}", n, len(layer.bias)) for i, layer in enumerate(self.layers)]
         copies = [
-            scratch(f"copy {i}", n, out.shape[1], _ROUND) for i, out in enumerate([first, *outs])
+            scratch(f"copy {i}", n, w, _ROUND) for i, w in enumerate([first.shape[1], *sizes])
         ]
-        products = [scratch(f"product {i}", n, out.shape[1], _ROUND) for i, out in enumerate(outs)]
-        copied, hidden, multiplied = (_arrays(t) for t in (copies, [first, *outs], products))
-        for row in range(n_users):
-            self.tower.first_layer(sides, (torch.full_like(movies, row), movies), first)
-            kernels.rounded(hidden[0], centres[0][row], copied[0], squares[0, row])
+        hidden = [scratch("hidden", n, size) for size in sizes]
+        products = [scratch("product", n, size, _ROUND) for size in sizes]
+        given, copied, made, multiplied = map(_arrays, ([first], copies, hidden, products))
+        squares = norms.numpy()
+        for row, guess in enumerate(out):
+            user = torch.full_like(movies, users.start + row)
+            self.tower.first_layer(sides, (user, movies), first)
+            kernels.rounded(given[0], centres[0][row], copied[0], squares[0, row])
             for i, layer in enumerate(self.layers):
                 torch.mm(copies[i], layer.weight.T, out=products[i])
-                sizes = centres[i + 1][row], copied[i + 1], squares[i + 1, row]
-                kernels.bias_relu(multiplied[i], offsets[i][row], hidden[i + 1], *sizes)
-            torch.addmv(self.bias, outs[-1], self.weight, out=guesses[row])
-        return guesses, self._errors(norms.sqrt_(), centred[0])
+                rounding = centres[i + 1][row], copied[i + 1], squares[i + 1, row]
+                kernels.bias_relu(multiplied[i], offsets[i][row], made[i], *rounding)
+            torch.addmv(self.bias, hidden[-1], self.weight, out=guess)
 
     def _errors(self, lengths: Tensor, centres: list[Tensor]) -> Tensor:
         """The bounds, from the lengths by layer of fl(V g), of d, and of d - g, and from the c."""
