@@ -159,7 +159,7 @@ def bench_training(options: Options) -> dict[str, Entry]:
 def _steps(options: Options, what: str) -> dict[str, Entry]:
     from dlcf import bench_steps as steps
 
-    n = 5 if options.quick else 50
+    n = 5 if options.quick else 200
     timers = steps.fast_step_time, steps.textbook_step_time, steps.floor_time
     rounds = [
         [timer(steps=n, clock=options.clock) for timer in timers]

@@ -111,12 +111,14 @@ def moments_backward(
     mean: Any,
     inverse: Any,
     slope: Any,
+    own_gain: Any,
     tilt: Any,
     offset: Any,
 ) -> None:
     """What :func:`normalise_backward` takes, from the sums of :func:`close_units` over `n` rows.
 
-    With g the gradient by what the batch norm gave and z what it took, the gradient by z is
+    `own_gain`, this process's part of `by_gain` or `by_gain` itself, becomes the gradient by the
+    gain. With g the gradient by what the batch norm gave and z what it took, the gradient by z is
     ``slope (g - mean(g) - (z - mean) inverse^2 mean(g (z - mean)))``.
     """
     share = by_gain.dtype.type(1 / n)
@@ -124,6 +126,7 @@ def moments_backward(
         curved = inverse[column] * inverse[column] * by_gain[column] * share
         tilt[column] = -slope[column] * curved
         offset[column] = -slope[column] * by_shift[column] * share - tilt[column] * mean[column]
+        own_gain[column] *= inverse[column]
 
 
 @_compiled
@@ -215,7 +218,9 @@ def distinct_rows(pairs: Any, slot: Any, rows: Any, place: Any) -> int:
 
 
 @_compiled
-def attend(table: Any, pairs: Any, contrast: Any, bias: float, inputs: Any, weight: Any) -> None:
+def attend(
+    table: Any, pairs: Any, attention: Any, bias: Any, contrast: Any, inputs: Any, weight: Any
+) -> None:
     """Embeddings times their attention weights.
 
     Parameters
@@ -224,19 +229,23 @@ def attend(table: Any, pairs: Any, contrast: Any, bias: float, inputs: Any, weig
         ``(rows, 3, size)``; embeddings are ``table[:, 0]``.
     pairs
         int64 ``(n, 2)``, rows of a user and of a movie.
-    contrast, bias
-        ``(2 size,)``: weights of the user's logit minus those of the movie's. A softmax over two
-        logits is the sigmoid of their difference.
+    attention, bias
+        Weights ``(2, 2 size)`` and biases ``(2,)`` of the user's logit and of the movie's. A
+        softmax over two logits is the sigmoid of their difference.
+    contrast
+        ``(2 size,)``, overwritten: the difference of the two rows of weights.
     inputs
         ``(n, 2 size)``, overwritten.
     weight
         ``(n,)``, overwritten: the weight on the user.
     """
     size = table.shape[2]
+    for column in range(2 * size):
+        contrast[column] = attention[0, column] - attention[1, column]
     for index in range(pairs.shape[0]):
         user = table[pairs[index, 0], 0]
         movie = table[pairs[index, 1], 0]
-        logit = inputs.dtype.type(bias)
+        logit = bias[0] - bias[1]
         for column in range(size):
             logit += contrast[column] * user[column] + contrast[size + column] * movie[column]
         one = inputs.dtype.type(1)
@@ -320,15 +329,17 @@ def attend_backward(
     contrast: Any,
     weight: Any,
     by_rows: Any,
-    by_contrast: Any,
-) -> float:
+    by_attention: Any,
+    by_attention_bias: Any,
+) -> None:
     """Back through :func:`attend`.
 
-    `by_rows` ``(distinct rows, size)``, in the order that `place` refers to, and `by_contrast` are
-    overwritten; the gradient by the bias is returned.
+    `by_rows` ``(distinct rows, size)``, in the order that `place` refers to, and the gradients by
+    attention and bias are overwritten.
     """
     size = table.shape[2]
     by_rows[:] = 0
+    by_contrast = by_attention[0]
     by_contrast[:] = 0
     by_bias = by_inputs.dtype.type(0)
     one = by_inputs.dtype.type(1)
@@ -351,7 +362,9 @@ def attend_backward(
             straight = (one - share) * by_inputs[index, size + column]
             by_movie[column] += straight + slope * contrast[size + column]
             by_contrast[size + column] += slope * movie[column]
-    return by_bias
+    for column in range(2 * size):
+        by_attention[1, column] = -by_contrast[column]
+    by_attention_bias[0], by_attention_bias[1] = by_bias, -by_bias
 
 
 @_compiled

@@ -100,7 +100,7 @@ class TrainingStep(ABC):
         Returns
         -------
         Tensor
-            The mean squared error, ``()``.
+            The mean squared error, ``()``; it may be overwritten by the next call.
         """
 
     @abstractmethod

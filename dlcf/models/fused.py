@@ -105,9 +105,8 @@ class HiddenLayer:
         sides = self.by_gain, self.by_shift
         kernels.close_units(by_summed, activated, values, self._mean, self.scale, *sides)
         sums = [_exchange(side.copy()) for side in sides] if n_processes() > 1 else sides
-        affine = self._mean, self._inverse, self._slope, self._tilt, self._shifted
+        affine = self._mean, self._inverse, self._slope, self.by_gain, self._tilt, self._shifted
         kernels.moments_backward(*sums, n, *affine)
-        self.by_gain *= self._inverse
         kernels.normalise_backward(by_summed, values, self._slope, self._tilt, self._shifted)
         torch.mm(by_hidden.mT, self._inputs, out=self.by_weight)
         return torch.mm(by_hidden, self.weight, out=by_inputs)
@@ -145,6 +144,7 @@ class AttentionStep(TrainingStep):
         self.embeddings = DeferredAdam(table.numpy())
         self.gradient = torch.zeros_like(self.flat)
         self.optimizer = FlatAdam(self.flat, self.gradient, config.learning_rate)
+        self._error = torch.zeros(())
         self._build(table.shape[1], self.batch_size + 1)
 
     def _build(self, size: int, n_rows: int) -> None:
@@ -164,7 +164,7 @@ class AttentionStep(TrainingStep):
         new = self.flat.new_empty
         self._inputs, self._weight = new(n_rows, 2 * size), new(n_rows).numpy()
         self._by_hidden = new(n_rows, len(self.output))
-        self._by_contrast = new(2 * size).numpy()
+        self._contrast = new(2 * size).numpy()
         self._by_rows = new(2 * n_rows, size).numpy()
         self._slot = np.full(len(self.embeddings.table), -1)
         self._rows = np.empty(2 * n_rows, dtype=np.int64)
@@ -175,7 +175,6 @@ class AttentionStep(TrainingStep):
         self.order = self.generator.permutation(n)
         self.embeddings.expect(-(-n // self.batch_size))
 
-    @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Tensor:
         order = self.order[start:stop]
         n, own = len(order), share(len(order))
@@ -191,7 +190,7 @@ class AttentionStep(TrainingStep):
         self.embeddings.update(rows, _exchange(by_rows), rate)
         sum_over_processes(self.gradient)
         self.optimizer.move()
-        return sum_over_processes(torch.tensor(squares / n))
+        return sum_over_processes(self._error.fill_(squares / n))
 
     def settle(self) -> None:
         self.embeddings.settle(self.optimizer.param_groups[0]["lr"])
@@ -245,10 +244,8 @@ class AttentionStep(TrainingStep):
         """
         rows = slice(0, len(pairs))
         inputs, weight = self._inputs[rows], self._weight[rows]
-        contrast = self.attention[0] - self.attention[1]
-        bias = self.attention_bias[0] - self.attention_bias[1]
-        table = self.embeddings.rows
-        kernels.attend(table, pairs, contrast, bias, inputs.numpy(), weight)
+        table, attention = self.embeddings.rows, (self.attention, self.attention_bias)
+        kernels.attend(table, pairs, *attention, self._contrast, inputs.numpy(), weight)
         hidden = inputs
         for layer in self.layers:
             hidden = layer.forward(hidden, bits, n)
@@ -265,10 +262,9 @@ class AttentionStep(TrainingStep):
         )
         for layer in reversed(self.layers):
             by_hidden = layer.backward(by_hidden, n)
-        known = table, pairs, place, contrast, weight
-        by_bias = kernels.attend_backward(by_hidden.numpy(), *known, by_rows, self._by_contrast)
-        self.by_attention[:] = self._by_contrast, -self._by_contrast
-        self.by_attention_bias[:] = by_bias, -by_bias
+        known = table, pairs, place, self._contrast, weight
+        sides = by_rows, self.by_attention, self.by_attention_bias
+        kernels.attend_backward(by_hidden.numpy(), *known, *sides)
         return squares
 
     @torch.no_grad()
