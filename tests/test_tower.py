@@ -139,6 +139,14 @@ def test_what_is_not_a_number_is_not_ruled_out() -> None:
     found = network.folded_tower().list_scores(network.user_embedding.weight, left_out, 5)
     assert (found[left_out] == -np.inf).all()
     assert np.isnan(found).sum() == found.size - len(left_out[0])
+    network = network_of(0)
+    network.tower[4].weight.data[3] = torch.inf  # of a unit that is closed for some pairs
+    network.tower[4].bias.data[3] = -1e30
+    exact = network.score_all(torch.arange(N_USERS)).numpy()
+    exact[left_out] = -np.inf
+    found = network.folded_tower().list_scores(network.user_embedding.weight, left_out, 5)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
+    np.testing.assert_allclose(found, exact, atol=2e-6)
 
 
 def test_a_list_may_be_longer_than_what_is_left() -> None:

@@ -7,9 +7,8 @@ not be exact. :class:`Screen` computes them in bfloat16, which processors with i
 do several times faster, and bounds what that changes in the output: by how far inputs and weights
 are moved by rounding, which is measured, times how much the layers behind can amplify it, which is
 the product of their spectral norms. A movie whose guess plus bound stays below the tenth best score
-is in no list; the others, mostly one in a hundred, are scored exactly. The bound holds for every
-pair, so the lists are the exact ones whatever the network; one that amplifies more has more to
-score.
+is in no list; the others are scored exactly. The bound holds for every pair, so the lists are the
+exact ones whatever the network; one that amplifies more has more to score.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ Pairs = tuple[Tensor, Tensor]  # positions of users among those given, and movie
 def bfloat16_is_fast() -> bool:
     """Whether this processor multiplies matrices of bfloat16 several times faster than of float32.
 
-    It does with AMX. With AVX-512's instructions for bfloat16 alone, torch is slower than in
-    float32.
+    It does with AMX; what else it may have for bfloat16 does not count.
     """
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
@@ -329,7 +327,9 @@ def _summed(n: int) -> float:
 
 
 def _norm(matrix: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(matrix, 2))
+    """The spectral norm; infinite where a weight is not a finite number, and nothing is known."""
+    finite = bool(torch.isfinite(matrix).all())
+    return float(torch.linalg.matrix_norm(matrix, 2)) if finite else float("inf")
 
 
 def _arrays(tensors: list[Tensor]) -> list[NDArray[Any]]:
