@@ -433,7 +433,7 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
     left.axvline(1, color=GREY, linestyle="--")
-    left.legend()
+    left.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
     for axis, column, unit, label in (
         (middle, "fit_s", 1.0, "one epoch (s)"),
         (right, "peak_bytes", 2.0**30, "peak memory (GiB)"),
