@@ -252,8 +252,7 @@ def bench_ranking(options: Options) -> dict[str, Entry]:
 
     listed, *others = (lists()["movieId"].tolist() for lists in (ours, exact, naive))
     fast, every_score, plain = options.in_turn(ours, exact, naive)
-    left_out = model.seen(users)
-    computed = model._list_scores(np.arange(len(users)), left_out, 10) > -np.inf
+    computed = model._list_scores(np.arange(len(users)), model.seen(users), 10) > -np.inf
     rounds = range(1 if options.quick else options.repeats)
     some = users[:: max(1, len(users) // 50)]
     one_list = [options.seconds(partial(model.recommend, int(u))) for _ in rounds for u in some]

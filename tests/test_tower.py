@@ -232,6 +232,11 @@ def test_a_models_lists_are_the_same_with_and_without(
     assert model.recommend(int(some[3]))["movieId"].tolist() == (
         found[True].loc[found[True]["userId"] == some[3], "movieId"].tolist()
     )
+    tower = model._network.folded_tower()  # type: ignore[operator]
+    assert 0 < tower.share_scored < 0.5
+    tower.share_scored = 0.5
+    assert not model._screens(10)
+    model.use_weights("best")  # weights that were written to have a tower of their own
     ranking = dlcf.make("deepcf", epochs=1, batch_size=4096, ranking_weight=0.1).fit(ratings)
     assert not cast(DeepCF, ranking)._screens(10) and model._screens(10)
     assert not model._screens(1000)

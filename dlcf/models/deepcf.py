@@ -545,7 +545,12 @@ class DeepCF(NetworkRecommender):
         return network.folded_tower().list_scores(embeddings, left_out, k)
 
     def _screens(self, k: int) -> bool:
-        """Whether guesses pay: for short lists of a large catalogue, on a suitable processor."""
-        by_rating = type(self._network) is AttentionNetwork
-        worth_it = bfloat16_is_fast() and len(self.hidden) > 1 and len(self.movie_ids) >= 100 * k
-        return by_rating and worth_it and self._device().type == "cpu"
+        """Whether guesses pay: for short lists of a large catalogue, on a suitable processor.
+
+        They do not where the last ones left half of the scores to be computed.
+        """
+        network = self._network
+        if type(network) is not AttentionNetwork or self._device().type != "cpu":
+            return False
+        suitable = bfloat16_is_fast() and len(self.hidden) > 1 and len(self.movie_ids) >= 100 * k
+        return suitable and network.folded_tower().share_scored < 0.5

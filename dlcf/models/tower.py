@@ -54,9 +54,17 @@ def bfloat16_is_fast() -> bool:
 
 
 class FoldedTower:
-    """A trained :class:`~dlcf.models.deepcf.AttentionNetwork`, its movie parts worked out."""
+    """A trained :class:`~dlcf.models.deepcf.AttentionNetwork`, its movie parts worked out.
 
-    made_of: list[tuple[int, int]]  # which tensors, and how often they were written to
+    Attributes
+    ----------
+    made_of
+        Which tensors, and how often they were written to.
+    share_scored
+        Of the scores that the last lists were drawn from, the share that had to be exact; 0 before.
+    """
+
+    made_of: list[tuple[int, int]]
 
     @torch.no_grad()
     def __init__(self, network: AttentionNetwork) -> None:
@@ -71,6 +79,7 @@ class FoldedTower:
         self.attention, self.first_weight = contrast[:size], first_weight[:, :size]
         self.movie_logits = movie @ contrast[size:] + bias
         self.movie_part = movie @ first_weight[:, size:].T
+        self.share_scored = 0.0
         self._screen: Screen | None = None
 
     @torch.no_grad()
@@ -117,6 +126,7 @@ class FoldedTower:
         possible = ~(highest < limit) & ~first
         possible[left_out] = False
         self._score(scores, sides, possible)
+        self.share_scored = float((first | possible).float().mean())
         return scores.numpy()
 
     def _score(self, scores: Tensor, sides: Sides, wanted: Tensor) -> None:
