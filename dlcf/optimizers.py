@@ -176,7 +176,7 @@ class FlatAdam(torch.optim.Optimizer):
         """Take back what :meth:`state_dict` gave."""
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])
-        self._steps.copy_(state["steps"])
+        self._steps.fill_(float(state["steps"]))
         self.param_groups[0]["lr"] = state["learning_rate"]
 
 

@@ -40,6 +40,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
 
     def compute(item: Item) -> Result:
         torch.set_num_threads(1)
+        _threads_apart.set(None)  # what it calls may not wait for the threads that it runs in
         return function(item)
 
     pool = _threads(n_threads)

@@ -55,6 +55,8 @@ def test_torch_keeps_to_one_thread_where_threads_work_apart() -> None:
     with threads_apart():
         assert torch.get_num_threads() == 1 and threads_to_use() == 2
         assert sorted(map_in_threads(lambda _: both.wait(), [0, 1])) == [0, 1]
+        nested = map_in_threads(lambda _: map_in_threads(str, [1, 2, threads_to_use()]), range(9))
+        assert nested == [["1", "2", "1"]] * 9
         with threads_apart():
             assert threads_to_use() == 2
         assert torch.get_num_threads() == 1
