@@ -40,6 +40,7 @@ from dlcf.models import Recommender, fit_together, make
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import DeepCF
 from dlcf.models.network import NetworkRecommender
+from dlcf.parallel import threads_apart
 from dlcf.splits import split
 from dlcf.synthetic import synthetic_ratings
 
@@ -150,9 +151,8 @@ def bench_training(options: Options) -> dict[str, Entry]:
     """The training step of `deepcf` at the paper's settings, on all threads and on one."""
     found = _steps(options, "step")
     if options.threads > 1:
-        torch.set_num_threads(1)
-        found |= _steps(options, "step on one thread")
-        torch.set_num_threads(options.threads)
+        with threads_apart():
+            found |= _steps(options, "step on one thread")
     return found
 
 
