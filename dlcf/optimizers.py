@@ -89,12 +89,12 @@ class DeferredAdam:
         self._by_gap[self._by_gap < NEGLIGIBLE] = 0.0
 
     def catch_up(self, rows: NDArray[np.int64], rate: float) -> None:
-        """Make distinct `rows` of the table right after all steps so far.
+        """Make `rows` of the table right after all steps so far.
 
         Parameters
         ----------
         rows
-            ``(n,)``, each row once.
+            ``(n,)``; a row may be named more than once.
         rate
             The learning rate.
         """
@@ -106,8 +106,10 @@ class DeferredAdam:
 
         Parameters
         ----------
-        rows, rate
-            As for :meth:`catch_up`.
+        rows
+            ``(n,)``, each row once.
+        rate
+            The learning rate.
         gradient
             ``(n, size)``, by the values of `rows`.
         """

@@ -147,8 +147,12 @@ class AutogradStep(TrainingStep):
         objective, error = self.losses(*batch)
         self.optimizer.zero_grad()
         (objective if n_processes() == 1 else objective * weight * n_processes()).backward()
-        self.optimizer.step()
+        self._move()
         return sum_over_processes(error.detach() * weight)
+
+    def _move(self) -> None:
+        """Move the weights by their gradients."""
+        self.optimizer.step()
 
     def settle(self) -> None:
         """Nothing to do: the optimiser works on the network's own weights."""

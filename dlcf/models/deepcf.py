@@ -17,6 +17,7 @@ from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
 from dlcf.models.tower import FoldedTower, bfloat16_is_fast
+from dlcf.tables import deferred_step
 from dlcf.training import (
     Batch,
     RatingNetwork,
@@ -206,12 +207,16 @@ class AttentionNetwork(RatingNetwork):
         return error + self.unfaithfulness(users, movies), error
 
     def training_step(self, train: Batch, config: TrainingConfig) -> TrainingStep:
-        """By hand where that is possible; other losses than the paper's have autograd."""
-        paper = type(self) is AttentionNetwork and self.faithful_weight == 0
+        """By hand where that is possible.
+
+        Other losses than the paper's have autograd, and dense Adam: they look at whole tables.
+        """
+        if type(self) is not AttentionNetwork or self.faithful_weight != 0:
+            return super().training_step(train, config)
         settings = config.schedule, config.precision, train[-1].device.type
-        if paper and settings == ("plateau", "float32", "cpu"):
+        if settings == ("plateau", "float32", "cpu"):
             return AttentionStep(self, train, config)
-        return super().training_step(train, config)
+        return deferred_step(self, train, config, (self.user_embedding, self.movie_embedding))
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:

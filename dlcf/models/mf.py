@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
 from dlcf.models.network import NetworkRecommender, rated_movies
-from dlcf.training import RatingNetwork
+from dlcf.tables import deferred_step
+from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 
 __all__ = ["MatrixFactorization", "SVDPlusPlus"]
 
@@ -40,22 +41,28 @@ class FactorNetwork(RatingNetwork):
         return self.user_factors(users)
 
     def forward(self, users: Tensor, movies: Tensor) -> Tensor:
-        return self._rate(self.users(users), self.movie_factors(movies), users, movies)
+        biases = self.user_bias(users), self.movie_bias(movies)
+        return self._rate(self.users(users), self.movie_factors(movies), *biases)
 
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Squared error plus ``lambda (|p_u|^2 + |q_i|^2) + lambda_b (b_u^2 + b_i^2)`` (eq. 5)."""
         users, movies, ratings = batch
         user, movie = self.users(users), self.movie_factors(movies)
-        predicted = self._rate(user, movie, users, movies)
+        user_bias, movie_bias = self.user_bias(users), self.movie_bias(movies)
+        predicted = self._rate(user, movie, user_bias, movie_bias)
         error = nn.functional.mse_loss(predicted, ratings)
         size = user.square().sum(1) + movie.square().sum(1)
-        bias = self.user_bias(users).square() + self.movie_bias(movies).square()
+        bias = user_bias.square() + movie_bias.square()
         penalty = self.regularization * size.mean() + self.bias_regularization * bias.mean()
         return error + penalty, error
 
-    def _rate(self, user: Tensor, movie: Tensor, users: Tensor, movies: Tensor) -> Tensor:
-        bias = (self.user_bias(users) + self.movie_bias(movies)).squeeze(1)
-        return self.mean + bias + (user * movie).sum(1)
+    def training_step(self, train: Batch, config: TrainingConfig) -> TrainingStep:
+        """A batch touches few rows of the tables, except of SVD++'s implicit factors."""
+        tables = self.user_factors, self.movie_factors, self.user_bias, self.movie_bias
+        return deferred_step(self, train, config, tables)
+
+    def _rate(self, user: Tensor, movie: Tensor, user_bias: Tensor, movie_bias: Tensor) -> Tensor:
+        return self.mean + (user_bias + movie_bias).squeeze(1) + (user * movie).sum(1)
 
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:

@@ -1,0 +1,183 @@
+"""Autograd with deferred Adam for embeddings: dense Adam's weights, for the rows of a batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from dlcf.models.base import Interactions
+from dlcf.models.deepcf import AttentionNetwork
+from dlcf.models.mf import FactorNetwork, ImplicitFactorNetwork
+from dlcf.tables import DeferredStep
+from dlcf.training import (
+    AutogradStep,
+    Batch,
+    RatingNetwork,
+    TrainingConfig,
+    TrainingStep,
+    seeded,
+    train_network,
+)
+
+N_USERS, N_MOVIES, N_RATINGS, BATCH_SIZE = 30, 50, 203, 10
+CONFIG = TrainingConfig(
+    epochs=6, batch_size=BATCH_SIZE, learning_rate=0.02, lr_patience=0, device="cpu"
+)
+
+
+def toy_interactions() -> Interactions:
+    """The last user and the last movie have no rating; learning from the noise, plateaus come."""
+    generator = np.random.default_rng(0)
+    users = generator.integers(0, N_USERS - 1, N_RATINGS)
+    movies = generator.integers(0, N_MOVIES - 1, N_RATINGS)
+    ratings = (generator.integers(1, 11, N_RATINGS) / 2).astype(np.float32)
+    return Interactions(users, movies, ratings, np.zeros_like(users), N_USERS, N_MOVIES)
+
+
+def toy_batch(dtype: torch.dtype = torch.float64) -> Batch:
+    data = toy_interactions()
+    ratings = torch.from_numpy(data.ratings).to(dtype)
+    return torch.from_numpy(data.users), torch.from_numpy(data.movies), ratings
+
+
+def factors() -> RatingNetwork:
+    return FactorNetwork(toy_interactions(), 4, 0.1, 0.01)
+
+
+def implicit_factors() -> RatingNetwork:
+    return ImplicitFactorNetwork(toy_interactions(), 4, 0.1, 0.01)
+
+
+def attention() -> RatingNetwork:
+    return AttentionNetwork(N_USERS, N_MOVIES, (0.5, 5.0), 4, (6,), (0.3,))
+
+
+NETWORKS = {"mf": factors, "svdpp": implicit_factors, "deepcf": attention}
+TABLES = {
+    "mf": ["user_factors", "movie_factors", "user_bias", "movie_bias"],
+    "svdpp": ["user_factors", "movie_factors", "user_bias", "movie_bias"],
+    "deepcf": ["user_embedding", "movie_embedding"],
+}
+
+
+def trained(
+    make: Callable[[], RatingNetwork],
+    step: Callable[[RatingNetwork, Batch, TrainingConfig], TrainingStep],
+) -> tuple[RatingNetwork, list[float]]:
+    """In float64, and the losses and learning rates of the epochs."""
+    batch = toy_batch()
+    train, validation = (tuple(t[rows] for t in batch) for rows in (slice(163), slice(163, None)))
+    with seeded(0, torch.device("cpu")):
+        network = make().double()
+        network.training_step = lambda train, config: step(network, train, config)  # type: ignore[method-assign]
+        history, _ = train_network(network, train, validation, CONFIG)
+    return network, [*history.train_loss, *history.learning_rate]
+
+
+def deferred(tables: list[str]) -> Callable[..., TrainingStep]:
+    return lambda network, train, config: DeferredStep(
+        network, train, config, [getattr(network, table) for table in tables]
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_weights_are_dense_adams(name: str) -> None:
+    """What is left is epsilon's part (dlcf.optimizers), far less than one step of 0.02."""
+    dense, expected = trained(NETWORKS[name], AutogradStep)
+    network, losses = trained(NETWORKS[name], deferred(TABLES[name]))
+    assert losses[-1] < CONFIG.learning_rate, "choose other data: the learning rate never falls"
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for found, wanted in zip(network.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_touches_the_rows_of_its_batch_alone(name: str) -> None:
+    network = NETWORKS[name]().double().train()
+    train = toy_batch()
+    step = deferred(TABLES[name])(network, train, CONFIG)
+    assert isinstance(step, DeferredStep)
+    before = [table.adam.rows.copy() for table in step.tables]
+    step.begin_epoch()
+    for start in (0, BATCH_SIZE):
+        step(start, start + BATCH_SIZE)
+        rows = step.order[start : start + BATCH_SIZE]
+        for table, own in zip(step.tables, before, strict=True):
+            side = 0 if len(own) == N_USERS else 1
+            touched = np.unique(train[side][rows])
+            changed = np.flatnonzero((table.adam.rows != own).any(axis=(1, 2)))
+            assert np.array_equal(changed, touched)
+            assert table.embedding.weight.grad is None
+            own[:] = table.adam.rows
+    step.settle()
+    for table in step.tables:
+        embedding = table.embedding
+        np.testing.assert_array_equal(embedding.weight.detach(), table.adam.table)
+        # It is an embedding like any other again.
+        assert embedding.weight.is_contiguous() and not embedding.sparse
+        assert not embedding._forward_pre_hooks
+        assert not np.shares_memory(embedding.weight.detach().numpy(), table.adam.rows)
+
+
+@pytest.mark.parametrize(("name", "n_tables"), [("mf", 4), ("svdpp", 4), ("deepcf", 2)])
+def test_networks_choose_their_step(name: str, n_tables: int) -> None:
+    train = toy_batch(torch.float32)
+    network = NETWORKS[name]()
+    step = network.training_step(train, TrainingConfig(precision="bf16", device="cpu"))
+    assert isinstance(step, DeferredStep) and len(step.tables) == n_tables
+    # A learning rate that changes at every step cannot be deferred.
+    one_cycle = TrainingConfig(schedule="one-cycle", precision="bf16", device="cpu")
+    assert type(NETWORKS[name]().training_step(train, one_cycle)) is AutogradStep
+    on_gpu = tuple(tensor.to("meta") for tensor in train)
+    on_gpu_network = NETWORKS[name]().to("meta")
+    gpu = TrainingConfig(precision="bf16", device="meta")
+    assert type(on_gpu_network.training_step(on_gpu, gpu)) is AutogradStep
+
+
+def test_losses_that_look_at_whole_tables_stay_dense() -> None:
+    network = attention()
+    assert isinstance(network, AttentionNetwork)
+    network.faithful_weight = 0.5
+    assert type(network.training_step(toy_batch(torch.float32), CONFIG)) is AutogradStep
+
+
+@pytest.mark.parametrize("name", ["mf", "svdpp"])
+@pytest.mark.parametrize("stop", [7, 16])
+def test_going_on_from_a_state_changes_no_bit(name: str, stop: int) -> None:
+    """In the middle of an epoch of 17 batches, and before its last."""
+
+    def run(step: TrainingStep, first: int, last: int) -> None:
+        for batch in range(first, last):
+            step(batch * 12, min((batch + 1) * 12, N_RATINGS))
+
+    def make() -> tuple[RatingNetwork, TrainingStep]:
+        network = NETWORKS[name]().train()
+        config = TrainingConfig(batch_size=12, device="cpu")
+        return network, network.training_step(toy_batch(torch.float32), config)
+
+    with seeded(0, torch.device("cpu")):
+        network, step = make()
+        for last in (17, stop):
+            step.begin_epoch()
+            run(step, 0, last)
+            if last == 17:
+                step.settle()
+        state = {**step.state_dict(), "network": {}}
+        state["network"] = {k: v.clone() for k, v in network.state_dict().items()}
+        state["tables"] = [
+            {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in table.items()}
+            for table in state["tables"]
+        ]
+        state["optimizer"] = copy.deepcopy(state["optimizer"])
+        run(step, stop, 17)
+        step.settle()
+        other, resumed = make()
+        resumed.load_state_dict(state)
+        run(resumed, stop, 17)
+        resumed.settle()
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
