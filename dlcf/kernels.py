@@ -27,6 +27,7 @@ __all__ = [
     "column_sums",
     "deferred_adam",
     "distinct_rows",
+    "factor_gradient",
     "first_layer",
     "moments",
     "moments_backward",
@@ -402,6 +403,65 @@ def output(
             by_weights[column] += slope * hidden[row, column]
             by_hidden[row, column] = slope * weights[column]
     return squares, by_bias
+
+
+# --------------------------------------------------------------------------- matrix factorisation
+
+
+@_compiled
+def factor_gradient(
+    table: Any,
+    pairs: Any,
+    place: Any,
+    deviations: Any,
+    n: int,
+    regularization: float,
+    bias_regularization: float,
+    by_rows: Any,
+) -> float:
+    """Of biased matrix factorisation (Koren, Bell and Volinsky, 2009, eq. 5) on some pairs.
+
+    The objective is a mean over `n` pairs, of which these may be a part.
+
+    Parameters
+    ----------
+    table
+        ``(rows, 3, factors + 1)``; factors and bias are ``table[:, 0]``.
+    pairs
+        int64 ``(m, 2)``, rows of a user and of a movie.
+    place
+        int64 ``(m, 2)``: where in `by_rows` each entry of `pairs` is.
+    deviations
+        ``(m,)``, ratings less the mean of all.
+    by_rows
+        ``(distinct rows, factors + 1)``, overwritten.
+
+    Returns
+    -------
+    float
+        The sum of squared errors, without the penalty.
+    """
+    kind = table.dtype.type
+    size = table.shape[2] - 1
+    scale = kind(2 / n)
+    shrink, shrink_bias = kind(regularization * 2 / n), kind(bias_regularization * 2 / n)
+    by_rows[:] = 0
+    squares = 0.0
+    for index in range(pairs.shape[0]):
+        user, movie = table[pairs[index, 0], 0], table[pairs[index, 1], 0]
+        by_user, by_movie = by_rows[place[index, 0]], by_rows[place[index, 1]]
+        product = kind(0)
+        for column in range(size):
+            product += user[column] * movie[column]
+        error = product + user[size] + movie[size] - deviations[index]
+        squares += error * error
+        slope = error * scale
+        for column in range(size):
+            by_user[column] += slope * movie[column] + shrink * user[column]
+            by_movie[column] += slope * user[column] + shrink * movie[column]
+        by_user[size] += slope + shrink_bias * user[size]
+        by_movie[size] += slope + shrink_bias * movie[size]
+    return squares
 
 
 # ------------------------------------------------------------------------------------------- Adam

@@ -1,10 +1,11 @@
 """The one training loop: optimiser, schedule, early stopping, history, checkpoints, progress.
 
-It trains any :class:`RatingNetwork`. What happens on a batch is a
-:class:`TrainingStep`: autograd and Adam by default, or a faster one that the network brings
-(:mod:`dlcf.models.fused`). With :func:`dlcf.checkpoints.checkpoints` a run that was killed goes on
-where it was. Batches are cut from tensors by index: a data loader that collates row by
-row costs more than the network's own arithmetic at these sizes.
+It trains any :class:`RatingNetwork`. What happens on a batch is a :class:`TrainingStep`: autograd
+and Adam by default, or a faster one that the network brings (:mod:`dlcf.deferred`,
+:mod:`dlcf.models.fused`, :mod:`dlcf.models.factor_step`). With
+:func:`dlcf.checkpoints.checkpoints` a run that was killed goes on where it was. Batches are cut
+from tensors by index: a data loader that collates row by row costs more than the network's own
+arithmetic at these sizes.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from dlcf.paths import ROOT
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepcf": {"epochs": 6, "embedding_size": 8, "hidden": (16, 8), "dropout": (0.2, 0.1)},
     "mf": {"epochs": 6, "factors": 6, "batch_size": 64, "validation_fraction": 0.1},
+    "svdpp": {"epochs": 6, "factors": 6, "batch_size": 64, "validation_fraction": 0.1},
     "deepcf-plus": {"history_size": 8, "folds": 2, "cuts": (0.5,), "epochs": 4, "batch_size": 128},
 }
 SETTINGS["deepcf"]["lr_patience"] = 0  # so that the schedule's state matters

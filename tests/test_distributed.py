@@ -32,6 +32,7 @@ with distributed.process_group(), checkpoints(folder + "/checkpoints", steps=5):
 SETTINGS = {
     "deepcf": {"epochs": 3, "embedding_size": 8, "hidden": (16, 8), "dropout": (0.3, 0.1)},
     "mf": {"epochs": 3, "factors": 6, "batch_size": 65, "validation_fraction": 0.1},
+    "svdpp": {"epochs": 3, "factors": 6, "batch_size": 65, "validation_fraction": 0.1},
 }
 
 

@@ -306,8 +306,10 @@ def test_a_first_run_has_the_bits_of_the_second(toy_ratings: pd.DataFrame, tmp_p
 import sys, pandas as pd
 from dlcf.models import make
 train = pd.read_csv(sys.argv[1]).astype({"rating": "float32"})
-model = make("deepcf", seed=0, embedding_size=8, hidden=(16, 8), dropout=(0.3, 0.1), epochs=3)
-print(model.fit(train).predict(train).tobytes().hex())
+deep = {"embedding_size": 8, "hidden": (16, 8), "dropout": (0.3, 0.1), "epochs": 3}
+for name, settings in {"deepcf": deep, "mf": {"epochs": 3}, "svdpp": {"epochs": 3}}.items():
+    model = make(name, seed=0, **settings)
+    print(model.fit(train).predict(train).tobytes().hex())
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, str(tmp_path / "ratings.csv")]

@@ -17,7 +17,7 @@ from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
 from dlcf.models.tower import FoldedTower, bfloat16_is_fast
-from dlcf.tables import deferred_step
+from dlcf.deferred import deferred_step
 from dlcf.training import (
     Batch,
     RatingNetwork,

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
+from dlcf.models.factor_step import FactorStep
 from dlcf.models.network import NetworkRecommender, rated_movies
-from dlcf.tables import deferred_step
+from dlcf.deferred import deferred_step
 from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 
 __all__ = ["MatrixFactorization", "SVDPlusPlus"]
@@ -57,7 +58,14 @@ class FactorNetwork(RatingNetwork):
         return error + penalty, error
 
     def training_step(self, train: Batch, config: TrainingConfig) -> TrainingStep:
-        """A batch touches few rows of the tables, except of SVD++'s implicit factors."""
+        """By hand where that is possible.
+
+        Else by autograd, deferred for all tables but SVD++'s implicit factors, of which a batch
+        reads nearly all.
+        """
+        by_hand = config.schedule == "plateau" and config.precision == "float32"
+        if type(self) is FactorNetwork and by_hand and train[-1].device.type == "cpu":
+            return FactorStep(self, train, config)
         tables = self.user_factors, self.movie_factors, self.user_bias, self.movie_bias
         return deferred_step(self, train, config, tables)
 

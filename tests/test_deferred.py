@@ -1,18 +1,19 @@
-"""Autograd with deferred Adam for embeddings: dense Adam's weights, for the rows of a batch."""
+"""Steps that defer Adam for embeddings: dense Adam's weights, for the rows of a batch."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from dlcf import kernels
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
+from dlcf.models.factor_step import FactorStep
 from dlcf.models.mf import FactorNetwork, ImplicitFactorNetwork
-from dlcf.tables import DeferredStep
+from dlcf.deferred import DeferredStep
 from dlcf.training import (
     AutogradStep,
     Batch,
@@ -57,11 +58,8 @@ def attention() -> RatingNetwork:
 
 
 NETWORKS = {"mf": factors, "svdpp": implicit_factors, "deepcf": attention}
-TABLES = {
-    "mf": ["user_factors", "movie_factors", "user_bias", "movie_bias"],
-    "svdpp": ["user_factors", "movie_factors", "user_bias", "movie_bias"],
-    "deepcf": ["user_embedding", "movie_embedding"],
-}
+FACTORS = ["user_factors", "movie_factors", "user_bias", "movie_bias"]
+TABLES = {"mf": FACTORS, "svdpp": FACTORS, "deepcf": ["user_embedding", "movie_embedding"]}
 
 
 def trained(
@@ -84,11 +82,14 @@ def deferred(tables: list[str]) -> Callable[..., TrainingStep]:
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_weights_are_dense_adams(name: str) -> None:
+STEPS = [*((name, deferred(TABLES[name])) for name in NETWORKS), ("mf", FactorStep)]
+
+
+@pytest.mark.parametrize(("name", "step"), STEPS, ids=[*NETWORKS, "mf by hand"])
+def test_the_weights_are_dense_adams(name: str, step: Callable[..., TrainingStep]) -> None:
     """What is left is epsilon's part (dlcf.optimizers), far less than one step of 0.02."""
     dense, expected = trained(NETWORKS[name], AutogradStep)
-    network, losses = trained(NETWORKS[name], deferred(TABLES[name]))
+    network, losses = trained(NETWORKS[name], step)
     assert losses[-1] < CONFIG.learning_rate, "choose other data: the learning rate never falls"
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for found, wanted in zip(network.parameters(), dense.parameters(), strict=True):
@@ -123,6 +124,43 @@ def test_a_step_touches_the_rows_of_its_batch_alone(name: str) -> None:
         assert not np.shares_memory(embedding.weight.detach().numpy(), table.adam.rows)
 
 
+def test_the_gradient_by_hand_is_autograds() -> None:
+    """Of a part of a batch, on rows that it shares."""
+    network = FactorNetwork(toy_interactions(), 4, 0.1, 0.01).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    users, movies, ratings = (tensor[:40] for tensor in toy_batch())
+    step = FactorStep(network, (users, movies, ratings), CONFIG)
+    rows, place = np.unique(step.pairs, return_inverse=True)
+    place = place.reshape(step.pairs.shape)
+    by_rows = np.empty((len(rows), 5))
+    batch = step.tables.rows, step.pairs, place, step.deviations, 100
+    squares = kernels.factor_gradient(*batch, *step.penalties, by_rows)
+    objective, error = network.losses(users, movies, ratings)
+    assert squares / 40 == pytest.approx(error.item(), rel=1e-12)
+    (objective * 0.4).backward()
+    sides = (network.user_factors, network.user_bias), (network.movie_factors, network.movie_bias)
+    expected = [torch.cat([t.weight.grad for t in side], dim=1) for side in sides]  # type: ignore[misc]
+    found = torch.zeros_like(torch.cat(expected))
+    found[torch.from_numpy(rows)] = torch.from_numpy(by_rows)
+    torch.testing.assert_close(found, torch.cat(expected))
+    assert float(found.abs().max()) > 0.01
+
+
+def test_a_step_by_hand_touches_the_rows_of_its_batch_alone() -> None:
+    network = factors().train()
+    assert isinstance(network, FactorNetwork)
+    step = network.training_step(toy_batch(torch.float32), CONFIG)
+    assert isinstance(step, FactorStep)
+    step.begin_epoch()
+    for start in (0, BATCH_SIZE):
+        before = step.tables.rows.copy()
+        step(start, start + BATCH_SIZE)
+        changed = np.flatnonzero((step.tables.rows != before).any(axis=(1, 2)))
+        touched = np.unique(step.pairs[step.order[start : start + BATCH_SIZE]])
+        assert np.array_equal(changed, touched)
+
+
 @pytest.mark.parametrize(("name", "n_tables"), [("mf", 4), ("svdpp", 4), ("deepcf", 2)])
 def test_networks_choose_their_step(name: str, n_tables: int) -> None:
     train = toy_batch(torch.float32)
@@ -143,41 +181,3 @@ def test_losses_that_look_at_whole_tables_stay_dense() -> None:
     assert isinstance(network, AttentionNetwork)
     network.faithful_weight = 0.5
     assert type(network.training_step(toy_batch(torch.float32), CONFIG)) is AutogradStep
-
-
-@pytest.mark.parametrize("name", ["mf", "svdpp"])
-@pytest.mark.parametrize("stop", [7, 16])
-def test_going_on_from_a_state_changes_no_bit(name: str, stop: int) -> None:
-    """In the middle of an epoch of 17 batches, and before its last."""
-
-    def run(step: TrainingStep, first: int, last: int) -> None:
-        for batch in range(first, last):
-            step(batch * 12, min((batch + 1) * 12, N_RATINGS))
-
-    def make() -> tuple[RatingNetwork, TrainingStep]:
-        network = NETWORKS[name]().train()
-        config = TrainingConfig(batch_size=12, device="cpu")
-        return network, network.training_step(toy_batch(torch.float32), config)
-
-    with seeded(0, torch.device("cpu")):
-        network, step = make()
-        for last in (17, stop):
-            step.begin_epoch()
-            run(step, 0, last)
-            if last == 17:
-                step.settle()
-        state = {**step.state_dict(), "network": {}}
-        state["network"] = {k: v.clone() for k, v in network.state_dict().items()}
-        state["tables"] = [
-            {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in table.items()}
-            for table in state["tables"]
-        ]
-        state["optimizer"] = copy.deepcopy(state["optimizer"])
-        run(step, stop, 17)
-        step.settle()
-        other, resumed = make()
-        resumed.load_state_dict(state)
-        run(resumed, stop, 17)
-        resumed.settle()
-    for one, two in zip(network.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)
