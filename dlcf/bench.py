@@ -56,6 +56,7 @@ __all__ = [
     "naive_lists",
     "ratio_table",
     "size_table",
+    "vocabulary_table",
 ]
 
 RECORD = paths.RESULTS / "bench.json"
@@ -516,6 +517,25 @@ def bench_scale(options: Options) -> dict[str, Entry]:
     return found
 
 
+def bench_vocabulary(options: Options) -> dict[str, Entry]:
+    """The training step as users and movies become more, beside dense Adam over their tables."""
+    from dlcf.bench_steps import vocabulary_step_times
+
+    found: dict[str, Entry] = {}
+    sizes = (100, 1000) if options.quick else (10_000, 100_000, 1_000_000)
+    steps = (5, 2) if options.quick else (500, 20)
+    jobs = [(model, n_rows) for model in BATCH for n_rows in sizes]
+    for model, n_rows in _bar(jobs, "vocabularies"):
+        rounds = [
+            vocabulary_step_times(model, n_rows, *steps, options.clock)
+            for _ in range(1 if options.quick else options.repeats)
+        ]
+        ours, dense, settling = map(median, zip(*rounds, strict=True))
+        more = {"model": model, "rows": n_rows, "settling_s": settling}
+        found[f"{model}, {n_rows:,} users and movies"] = entry(ours, dense, **more)
+    return found
+
+
 def bench_loading(options: Options) -> dict[str, Entry]:
     """Reading, checking and splitting a large file."""
     size = 200_000 if options.quick else 25_000_000
@@ -550,10 +570,11 @@ SECTIONS: dict[str, Callable[[Options], dict[str, Entry]]] = {
     "metrics": bench_metrics,
     "peers": bench_peers,
     "scale": bench_scale,
+    "vocabulary": bench_vocabulary,
     "loading": bench_loading,
     "end-to-end": bench_end_to_end,
 }
-USUAL = ("training", "seeds", "ranking", "explain", "metrics", "peers", "scale")
+USUAL = ("training", "seeds", "ranking", "explain", "metrics", "peers", "scale", "vocabulary")
 
 
 def load_bench(path: Path | None = None) -> dict[str, Any]:
@@ -626,6 +647,30 @@ def size_table(record: Mapping[str, Any]) -> pd.DataFrame:
     ]
     columns = ["model", "ratings", "users", "movies", "parameters", "batch_size", "fit_s", "rank_s"]
     return pd.DataFrame(rows, columns=[*columns, "peak_bytes", "bound_bytes"])
+
+
+def vocabulary_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """A step's milliseconds by model and number of users and movies.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model``, ``rows``, ``ours_ms``, ``dense_ms`` and ``settling_ms``, what bringing
+        all rows up to date takes once an epoch.
+    """
+    entries = record.get("vocabulary", {}).get("entries", {}).values()
+    rows = [
+        {
+            "model": found["model"],
+            "rows": found["rows"],
+            "ours_ms": 1000 * found["ours_s"],
+            "dense_ms": 1000 * found["reference_s"],
+            "settling_ms": 1000 * found["settling_s"],
+        }
+        for found in entries
+        if "error" not in found
+    ]
+    return pd.DataFrame(rows, columns=["model", "rows", "ours_ms", "dense_ms", "settling_ms"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

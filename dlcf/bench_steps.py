@@ -1,9 +1,9 @@
-"""What one training step of the paper's network costs: textbook loop, ours, and the floor.
+"""What one training step costs: textbook loop, ours, the floor; and as the vocabulary grows.
 
-Each function trains on made-up ratings of the shape of ml-latest-small and gives seconds a step, at
-torch's thread count. Call them in turn, several times, in one process, and divide medians: on a
-machine with other work only ratios mean anything. With one thread, ``clock=time.process_time``
-leaves out what other programs take.
+Each function but :func:`vocabulary_step_times` trains the paper's network on made-up ratings of the
+shape of ml-latest-small and gives seconds a step, at torch's thread count. Call them in turn,
+several times, in one process, and divide medians: on a machine with other work only ratios mean
+anything. With one thread, ``clock=time.process_time`` leaves out what other programs take.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dlcf.models import make
+from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
-from dlcf.training import Batch, TrainingConfig, TrainingStep, seeded
+from dlcf.models.network import NetworkRecommender
+from dlcf.training import AutogradStep, Batch, TrainingConfig, TrainingStep, seeded
 
 __all__ = [
     "fast_step_time",
@@ -28,6 +31,7 @@ __all__ = [
     "made_up_ratings",
     "textbook_fit",
     "textbook_step_time",
+    "vocabulary_step_times",
 ]
 
 N_USERS, N_MOVIES, SCALE = 610, 9724, (0.5, 5.0)
@@ -127,6 +131,53 @@ def floor_time(steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_c
             torch.mm(gradients[layer + 1], weight, out=outputs[layer])
             torch.mm(gradients[layer + 1].T, values[layer], out=weight_gradients[layer])
     return (clock() - start) / steps
+
+
+def vocabulary_step_times(
+    model: str, n_rows: int, steps: int, dense_steps: int, clock: Clock = time.perf_counter
+) -> tuple[float, float, float]:
+    """Seconds of a step where users and movies are `n_rows` together, all equally often drawn.
+
+    Parameters
+    ----------
+    model
+        ``"mf"`` or ``"deepcf"``; its usual settings.
+    steps, dense_steps
+        How many steps are timed, of ours and of dense Adam's.
+
+    Returns
+    -------
+    ours, dense, settling
+        A step as the model trains; one by autograd and dense Adam; and what bringing all rows up
+        to date takes, once an epoch.
+    """
+    recommender = make(model)
+    assert isinstance(recommender, NetworkRecommender)
+    recommender.scale = SCALE
+    batch_size, n = recommender.batch_size, n_rows // 2
+    config = TrainingConfig(batch_size=batch_size, device="cpu")
+    generator = np.random.default_rng(0)
+    users, movies = generator.integers(0, n, (2, (WARM_UP + steps) * batch_size))
+    ratings = (generator.integers(1, 11, len(users)) / 2).astype(np.float32)
+    data = Interactions(users, movies, ratings, np.zeros_like(users), n, n)
+    train = tuple(torch.from_numpy(array) for array in (users, movies, ratings))
+
+    def seconds(step: TrainingStep, n_steps: int) -> float:
+        step.begin_epoch()
+        for index in range(WARM_UP + n_steps):
+            if index == WARM_UP:
+                start = clock()
+            step(index * batch_size, (index + 1) * batch_size)
+        return (clock() - start) / n_steps
+
+    with seeded(0, torch.device("cpu")):
+        network = recommender._build(data).train()
+        dense = seconds(AutogradStep(network, train, config), dense_steps)
+        step = network.training_step(train, config)
+        ours = seconds(step, steps)
+    start = clock()
+    step.settle()
+    return ours, dense, clock() - start
 
 
 def interleaved(*functions: Callable[[], float], repeats: int = 7) -> list[float]:

@@ -140,6 +140,15 @@ def test_peak_memory_stays_below_the_bound() -> None:
     assert found["peak_bytes"] > 28 * found["ratings"]
 
 
+def test_steps_are_measured_by_vocabulary(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    assert bench.vocabulary_table({}).empty
+    assert bench.main(["vocabulary", "--quick", "--output", str(output)]) == 0
+    table = bench.vocabulary_table(bench.load_bench(output)).set_index(["model", "rows"])
+    assert table.index.tolist() == [(m, n) for m in ("mf", "deepcf") for n in (100, 1000)]
+    assert (table > 0).all(axis=None)
+
+
 def test_what_explaining_costs_is_kept_by_method(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dlcf import kernels
+from dlcf.deferred import DeferredStep
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.factor_step import FactorStep
 from dlcf.models.mf import FactorNetwork, ImplicitFactorNetwork
-from dlcf.deferred import DeferredStep
 from dlcf.training import (
     AutogradStep,
     Batch,

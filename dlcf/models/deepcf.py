@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
+from dlcf.deferred import deferred_step
 from dlcf.models.base import Arrays, IndexArrays, Interactions, Recommender
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
 from dlcf.models.tower import FoldedTower, bfloat16_is_fast
-from dlcf.deferred import deferred_step
 from dlcf.training import (
     Batch,
     RatingNetwork,

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlcf.deferred import deferred_step
 from dlcf.models.base import Interactions
 from dlcf.models.factor_step import FactorStep
 from dlcf.models.network import NetworkRecommender, rated_movies
-from dlcf.deferred import deferred_step
 from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 
 __all__ = ["MatrixFactorization", "SVDPlusPlus"]
