@@ -415,7 +415,7 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     return figure
 
 
-def bench(ratios: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
+def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -> Figure:
     """How many times faster than the plain way, and what time and memory cost by size.
 
     Parameters
@@ -424,26 +424,44 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
         Index: what is compared; columns ``ratio`` and ``target`` (NaN where there is none).
     sizes
         Columns ``model``, ``ratings``, ``fit_s`` (one epoch) and ``peak_bytes``.
+    vocabulary
+        Columns ``model``, ``rows`` (users and movies), ``ours_ms`` and ``dense_ms`` (a step).
     """
-    size = PAGE, max(2.6, 0.9 + 0.38 * len(ratios))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, width_ratios=(2, 1, 1))
+    size = PAGE, max(4.0, 0.9 + 0.38 * len(ratios))
+    layout = "REM;RSS"  # ratios, epoch, memory; step
+    figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=(2, 1, 1))
     place = np.arange(len(ratios))[::-1]
+    left = axes["R"]
     left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
     left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")
     left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
     left.axvline(1, color=GREY, linestyle="--")
     left.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
-    for axis, column, unit, label in (
-        (middle, "fit_s", 1.0, "one epoch (s)"),
-        (right, "peak_bytes", 2.0**30, "peak memory (GiB)"),
+    colors = {"deepcf": BLUE, "mf": ORANGE}
+    for panel, column, unit, label in (
+        ("E", "fit_s", 1.0, "one epoch (s)"),
+        ("M", "peak_bytes", 2.0**30, "peak memory (GiB)"),
     ):
-        for color, (model, rows) in zip((BLUE, ORANGE), sizes.groupby("model"), strict=False):
-            axis.loglog(
-                rows["ratings"], rows[column] / unit, marker="o", color=color, label=str(model)
-            )
-        axis.set(xlabel="ratings", ylabel=label)
-        axis.legend()
+        for model, rows in sizes.groupby("model"):
+            color = colors[str(model)]
+            axes[panel].plot(rows["ratings"], rows[column] / unit, marker="o", color=color)
+        axes[panel].set(xlabel="ratings", ylabel=label)
+    for model, rows in vocabulary.groupby("model"):
+        for column, style, how in (("dense_ms", "--", "dense Adam"), ("ours_ms", "-", "here")):
+            axes["S"].plot(
+                rows["rows"], rows[column], style, marker="o",
+                color=colors[str(model)], label=f"{model}, {how}",
+            )  # fmt: skip
+    axes["S"].set(xlabel="users and movies", ylabel="one step (ms)")
+    axes["S"].legend(
+        loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, frameon=False, fontsize="small"
+    )
+    for panel in "EMS":
+        axes[panel].set(xscale="log", yscale="log")
+        low, high = axes[panel].dataLim.intervaly
+        axes[panel].set_ylim(low / 1.6, high * 1.6)  # wide enough for two numbers on the axis
+        axes[panel].yaxis.set_major_formatter("{x:g}")
     return figure
 
 
