@@ -157,6 +157,10 @@ class FlatAdam(torch.optim.Optimizer):
         switches = {"amsgrad": False, "maximize": False, "grad_scale": None, "found_inf": None}
         self._options: dict[str, Any] = options | switches
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The one group; torch's own method imports torch's compiler, which takes a second."""
+        self.param_groups.append({**self.defaults, **param_group})
+
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """As :meth:`move`, by torch's ways, which take longer than the move itself."""
         self.move()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlcf import kernels
 from dlcf.distributed import share, sum_over_processes
-from dlcf.optimizers import DeferredAdam
+from dlcf.optimizers import DeferredAdam, FlatAdam
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class FactorStep(TrainingStep):
 
     def __init__(self, network: FactorNetwork, train: Batch, config: TrainingConfig) -> None:
         self.network = network
-        self.optimizer = network.optimizer(config)  # it holds the learning rate, and no more
+        nothing = torch.empty(0)  # the optimiser holds the learning rate, and no more
+        self.optimizer = FlatAdam(nothing, nothing, config.learning_rate)
         self.batch_size = config.batch_size
         users, movies, ratings = train
         self.pairs = torch.stack([users, movies + len(network.user_bias.weight)], dim=1).numpy()
