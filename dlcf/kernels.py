@@ -33,6 +33,7 @@ __all__ = [
     "moments_backward",
     "normalise_backward",
     "output",
+    "residual_sums",
     "rounded",
 ]
 
@@ -46,6 +47,25 @@ def _compiled(function: Any) -> Any:
 def _compiled_apart(function: Any) -> Any:
     """Without Python's lock: for what takes so long that it pays to hand the lock over."""
     return njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDER)(function)
+
+
+def _compiled_exactly(function: Any) -> Any:
+    """Every operation as it stands: for what has the same bits on all machines."""
+    return njit(cache=True, nogil=True, error_model="numpy")(function)
+
+
+# ----------------------------------------------------------------------------------------- biases
+
+
+@_compiled_exactly
+def residual_sums(residual: Any, rows: Any, columns: Any, column_bias: Any, row_sums: Any) -> None:
+    """Of each row, the sum of what its ratings are above the biases of their columns.
+
+    `residual`, `rows` and `columns` are ``(n,)``, one entry a rating; `row_sums` is overwritten.
+    """
+    row_sums[:] = 0
+    for index in range(len(residual)):
+        row_sums[rows[index]] += residual[index] - column_bias[columns[index]]
 
 
 # ------------------------------------------------------------------- batch norm, relu and dropout

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
+from dlcf import kernels
 from dlcf.data import check_pairs, check_ratings, rating_scale
 from dlcf.models.explanation import Explanation
 
@@ -550,19 +551,17 @@ class Recommender(ABC):
 
     def _interactions(self, ratings: pd.DataFrame) -> Interactions:
         """Known ratings, in (user, movie) order so that the order of the frame does not matter."""
-        ratings = ratings.sort_values(["userId", "movieId"])
+        users, _, movies, _ = self._indices(ratings)
         if "timestamp" in ratings:
             timestamps = ratings["timestamp"].to_numpy(np.int64)
         else:
             timestamps = np.zeros(len(ratings), dtype=np.int64)
-        return Interactions(
-            _positions(self.user_ids, ratings["userId"])[0],
-            _positions(self.movie_ids, ratings["movieId"])[0],
-            ratings["rating"].to_numpy(np.float32),
-            timestamps,
-            len(self.user_ids),
-            len(self.movie_ids),
+        stars = ratings["rating"].to_numpy(np.float32)
+        data = Interactions(
+            users, movies, stars, timestamps, len(self.user_ids), len(self.movie_ids)
         )
+        # A stable sort takes little where the ratings are in order already, as data sets are.
+        return data.take(np.argsort(users * data.n_movies + movies, kind="stable"))
 
 
 def fit_biases(
@@ -589,10 +588,10 @@ def fit_biases(
     user_bias = np.zeros(data.n_users)
     movie_bias = np.zeros(data.n_movies)
     for _ in range(sweeps):
-        gap = residual - user_bias[users]
-        movie_bias = np.bincount(movies, gap, minlength=data.n_movies) / movie_weight
-        gap = residual - movie_bias[movies]
-        user_bias = np.bincount(users, gap, minlength=data.n_users) / user_weight
+        kernels.residual_sums(residual, movies, users, user_bias, movie_bias)
+        movie_bias /= movie_weight
+        kernels.residual_sums(residual, users, movies, movie_bias, user_bias)
+        user_bias /= user_weight
     return mean, user_bias, movie_bias
 
 
