@@ -26,9 +26,8 @@ def deferred_step(
 ) -> TrainingStep:
     """:class:`DeferredStep` where it can be used, else :class:`~dlcf.training.AutogradStep`.
 
-    That is on the CPU, with a learning rate that stands still within an epoch. A GPU passes over a
-    table of millions of weights in less time than it takes to start the kernels that would spare it
-    most of them.
+    That is on the CPU, with a learning rate that stands still within an epoch. On a GPU Adam is
+    torch's fused one, and dense.
     """
     if config.schedule == "plateau" and train[-1].device.type == "cpu":
         return DeferredStep(network, train, config, tables)
