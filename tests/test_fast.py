@@ -319,3 +319,17 @@ for name, settings in {"deepcf": deep, "mf": {"epochs": 3}, "svdpp": {"epochs": 
     ]
     assert any((tmp_path / "numba").rglob("kernels.deferred_adam-*.nbc"))
     assert runs[0] == runs[1]
+
+
+def test_a_first_fit_does_not_load_torchs_compiler() -> None:
+    """That takes a second, in every process."""
+    program = """
+import sys, pandas as pd
+from dlcf.models import make
+users, movies = [1, 1, 2, 2], [1, 2, 1, 3]
+train = pd.DataFrame({"userId": users, "movieId": movies, "rating": [1.0, 4.0, 3.0, 5.0]})
+for name, settings in {"mf": {}, "deepcf": {"hidden": (4,), "dropout": (0.0,)}}.items():
+    make(name, epochs=1, **settings).fit(train.astype({"rating": "float32"}))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

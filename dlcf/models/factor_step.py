@@ -1,10 +1,10 @@
 """The training step of matrix factorisation by hand.
 
-The arithmetic of a batch is a few microseconds; autograd's graph of small operations is most of a
-millisecond. Here the gradient is one loop over the ratings (:func:`dlcf.kernels.factor_gradient`),
-and the rows of the tables take Adam's steps only where a batch touches them
-(:class:`~dlcf.optimizers.DeferredAdam`, equal to dense Adam). Order and result are autograd's, but
-for rounding and for what deferring leaves of epsilon.
+The arithmetic of a batch is some tens of microseconds; autograd's graph of small operations is most
+of a millisecond. Here the gradient is one loop over the ratings
+(:func:`dlcf.kernels.factor_gradient`), and the rows of the tables take Adam's steps only where a
+batch touches them (:class:`~dlcf.optimizers.DeferredAdam`, equal to dense Adam). Order and result
+are autograd's, but for rounding and for what deferring leaves of epsilon.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ class FactorStep(TrainingStep):
         self.batch_size = config.batch_size
         users, movies, ratings = train
         self.pairs = torch.stack([users, movies + len(network.user_bias.weight)], dim=1).numpy()
-        self.mean = network.mean.numpy()
-        self.deviations = ratings.numpy() - self.mean
+        self.deviations = ratings.numpy() - network.mean.numpy()
         self.penalties = network.regularization, network.bias_regularization
         self.order = torch.empty(0, dtype=torch.int64)
         self.tables = DeferredAdam(self._table().numpy())
