@@ -107,11 +107,19 @@ class Options:
         function()
         return self.clock() - start
 
+    @property
+    def rounds(self) -> range:
+        """One for each time that something is run."""
+        return range(1 if self.quick else self.repeats)
+
+    def medians(self, measure: Callable[[], Sequence[float]]) -> list[float]:
+        """Of each number that `measure` gives, over all rounds."""
+        found = [measure() for _ in _bar(self.rounds, "repeats")]
+        return [median(numbers) for numbers in zip(*found, strict=True)]
+
     def in_turn(self, *functions: Callable[[], Any]) -> list[float]:
-        """The median seconds of each, run one after the other, `repeats` times."""
-        repeats = range(1 if self.quick else self.repeats)
-        rounds = [[self.seconds(f) for f in functions] for _ in _bar(repeats, "repeats")]
-        return [median(times) for times in zip(*rounds, strict=True)]
+        """The median seconds of each, run one after the other in each round."""
+        return self.medians(lambda: [self.seconds(function) for function in functions])
 
 
 def entry(
@@ -162,11 +170,9 @@ def _steps(options: Options, what: str) -> dict[str, Entry]:
 
     n = 5 if options.quick else 200
     timers = steps.fast_step_time, steps.textbook_step_time, steps.floor_time
-    rounds = [
-        [timer(steps=n, clock=options.clock) for timer in timers]
-        for _ in _bar(range(1 if options.quick else options.repeats), "repeats")
-    ]
-    ours, textbook, floor = map(median, zip(*rounds, strict=True))
+    ours, textbook, floor = options.medians(
+        lambda: [timer(steps=n, clock=options.clock) for timer in timers]
+    )
     return {
         f"{what}, beside the textbook loop": entry(ours, textbook, at_least=6.0),
         f"{what}, beside its matrix products": entry(ours, floor, at_most=2.5),
@@ -254,12 +260,11 @@ def bench_ranking(options: Options) -> dict[str, Entry]:
     listed, *others = (lists()["movieId"].tolist() for lists in (ours, exact, naive))
     fast, every_score, plain = options.in_turn(ours, exact, naive)
     computed = model._list_scores(np.arange(len(users)), model.seen(users), 10) > -np.inf
-    rounds = range(1 if options.quick else options.repeats)
-    some = users[:: max(1, len(users) // 50)]
-    one_list = [options.seconds(partial(model.recommend, int(u))) for _ in rounds for u in some]
+    some = [int(user) for _ in options.rounds for user in users[:: max(1, len(users) // 50)]]
+    one_list = [options.seconds(partial(model.recommend, user)) for user in some]
     # Afterwards, not in turn: torch's threads run in a circle for a while after each product.
     products = _products_of_a_list(model)
-    floor = [options.seconds(products) for _ in rounds for _ in some]
+    floor = [options.seconds(products) for _ in some]
     return {
         "top 10 of all users": entry(
             fast,
@@ -526,11 +531,8 @@ def bench_vocabulary(options: Options) -> dict[str, Entry]:
     steps = (5, 2) if options.quick else (500, 20)
     jobs = [(model, n_rows) for model in BATCH for n_rows in sizes]
     for model, n_rows in _bar(jobs, "vocabularies"):
-        rounds = [
-            vocabulary_step_times(model, n_rows, *steps, options.clock)
-            for _ in range(1 if options.quick else options.repeats)
-        ]
-        ours, dense, settling = map(median, zip(*rounds, strict=True))
+        measure = partial(vocabulary_step_times, model, n_rows, *steps, options.clock)
+        ours, dense, settling = options.medians(measure)
         more = {"model": model, "rows": n_rows, "settling_s": settling}
         found[f"{model}, {n_rows:,} users and movies"] = entry(ours, dense, **more)
     return found
@@ -750,7 +752,7 @@ def _machine(options: Options) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "threads": options.threads,
         "clock": "processor time" if options.cpu_time else "wall",
-        "repeats": 1 if options.quick else options.repeats,
+        "repeats": len(options.rounds),
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
     }

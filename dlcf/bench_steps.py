@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from statistics import median
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from dlcf.training import AutogradStep, Batch, TrainingConfig, TrainingStep, see
 __all__ = [
     "fast_step_time",
     "floor_time",
-    "interleaved",
     "made_up_ratings",
     "textbook_fit",
     "textbook_step_time",
@@ -178,12 +176,6 @@ def vocabulary_step_times(
     start = clock()
     step.settle()
     return ours, dense, clock() - start
-
-
-def interleaved(*functions: Callable[[], float], repeats: int = 7) -> list[float]:
-    """The median of each function's times, taken in turn."""
-    times = [[function() for function in functions] for _ in range(repeats)]
-    return [median(column) for column in zip(*times, strict=True)]
 
 
 def _network(seed: int) -> AttentionNetwork:

@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from dlcf.optimizers import DeferredAdam
 from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig, TrainingStep
 
-__all__ = ["DeferredStep", "deferred_step"]
+__all__ = ["DeferredStep", "can_defer", "deferred_step"]
+
+
+def can_defer(train: Batch, config: TrainingConfig) -> bool:
+    """On the CPU, with a learning rate that stands still within an epoch."""
+    return config.schedule == "plateau" and train[-1].device.type == "cpu"
 
 
 def deferred_step(
     network: RatingNetwork, train: Batch, config: TrainingConfig, tables: Iterable[nn.Embedding]
 ) -> TrainingStep:
-    """:class:`DeferredStep` where it can be used, else :class:`~dlcf.training.AutogradStep`.
+    """:class:`DeferredStep` where Adam can be deferred, else :class:`~dlcf.training.AutogradStep`.
 
-    That is on the CPU, with a learning rate that stands still within an epoch. On a GPU Adam is
-    torch's fused one, and dense.
+    On a GPU Adam is torch's fused one, and dense.
     """
-    if config.schedule == "plateau" and train[-1].device.type == "cpu":
+    if can_defer(train, config):
         return DeferredStep(network, train, config, tables)
     return AutogradStep(network, train, config)
 

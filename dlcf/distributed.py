@@ -11,11 +11,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["is_first", "n_processes", "process_group", "share", "sum_over_processes"]
+__all__ = [
+    "is_first",
+    "n_processes",
+    "process_group",
+    "share",
+    "sum_array_over_processes",
+    "sum_over_processes",
+]
 
 
 @contextmanager
@@ -57,3 +66,10 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if n_processes() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def sum_array_over_processes(array: NDArray[np.floating]) -> NDArray[np.floating]:
+    """:func:`sum_over_processes` of an array, in place."""
+    if n_processes() > 1:
+        sum_over_processes(torch.from_numpy(array))
+    return array

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dlcf import kernels
 
-__all__ = ["DeferredAdam", "FlatAdam"]
+__all__ = ["DeferredAdam", "DistinctRows", "FlatAdam"]
 
 # A power below this is taken as zero: denormal floats are slow, and nothing that small is left.
 NEGLIGIBLE = 1e-30
@@ -134,6 +134,29 @@ class DeferredAdam:
         self.steps = state["origin"]
         self.expect(state["horizon"])
         self.steps = state["steps"]
+
+
+class DistinctRows:
+    """The rows of a table that a batch of pairs names, each once, found in memory that is there.
+
+    Parameters
+    ----------
+    n_rows
+        Of the table.
+    n_pairs
+        Most pairs of a batch.
+    """
+
+    def __init__(self, n_rows: int, n_pairs: int) -> None:
+        self._slot = np.full(n_rows, -1)
+        self._rows = np.empty(2 * n_pairs, dtype=np.int64)
+        self._place = np.empty((n_pairs, 2), dtype=np.int64)
+
+    def __call__(self, pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows, and where in them each entry of `pairs` ``(n, 2)`` is; good until the next."""
+        place = self._place[: len(pairs)]
+        count = kernels.distinct_rows(pairs, self._slot, self._rows, place)
+        return self._rows[:count], place
 
 
 class FlatAdam(torch.optim.Optimizer):

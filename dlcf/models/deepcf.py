@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from dlcf.deferred import deferred_step
+from dlcf.deferred import can_defer, deferred_step
 from dlcf.models.base import Arrays, IndexArrays, Interactions, Recommender
 from dlcf.models.explanation import Explanation
 from dlcf.models.fused import AttentionStep
@@ -213,8 +213,7 @@ class AttentionNetwork(RatingNetwork):
         """
         if type(self) is not AttentionNetwork or self.faithful_weight != 0:
             return super().training_step(train, config)
-        settings = config.schedule, config.precision, train[-1].device.type
-        if settings == ("plateau", "float32", "cpu"):
+        if config.precision == "float32" and can_defer(train, config):
             return AttentionStep(self, train, config)
         return deferred_step(self, train, config, (self.user_embedding, self.movie_embedding))
 

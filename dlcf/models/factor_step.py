@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dlcf import kernels
-from dlcf.distributed import share, sum_over_processes
-from dlcf.optimizers import DeferredAdam, FlatAdam
+from dlcf.distributed import share, sum_array_over_processes, sum_over_processes
+from dlcf.optimizers import DeferredAdam, DistinctRows, FlatAdam
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ class FactorStep(TrainingStep):
         self.order = torch.empty(0, dtype=torch.int64)
         self.tables = DeferredAdam(self._table().numpy())
         n_rows, size = config.batch_size + 1, self.tables.table.shape[1]
-        self._slot = np.full(len(self.tables.table), -1)
-        self._rows = np.empty(2 * n_rows, dtype=np.int64)
-        self._place = np.empty((n_rows, 2), dtype=np.int64)
+        self._distinct = DistinctRows(len(self.tables.table), n_rows)
         self._by_rows = np.empty((2 * n_rows, size), dtype=self.tables.table.dtype)
 
     def begin_epoch(self) -> None:
@@ -57,15 +55,14 @@ class FactorStep(TrainingStep):
         order = self.order[start:stop].numpy()
         n, own = len(order), share(len(order))
         rate = self.optimizer.param_groups[0]["lr"]
-        pairs, place = self.pairs[order], self._place[: len(order)]
-        rows = self._rows[: kernels.distinct_rows(pairs, self._slot, self._rows, place)]
+        pairs = self.pairs[order]
+        rows, place = self._distinct(pairs)
         self.tables.catch_up(rows, rate)
         by_rows = self._by_rows[: len(rows)]
         deviations = self.deviations[order[own]]
         batch = self.tables.rows, pairs[own], place[own], deviations, n
         squares = kernels.factor_gradient(*batch, *self.penalties, by_rows)
-        sum_over_processes(torch.from_numpy(by_rows))
-        self.tables.update(rows, by_rows, rate)
+        self.tables.update(rows, sum_array_over_processes(by_rows), rate)
         return sum_over_processes(torch.tensor(squares / n))
 
     def settle(self) -> None:

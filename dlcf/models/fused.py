@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf import kernels
-from dlcf.distributed import n_processes, share, sum_over_processes
-from dlcf.optimizers import DeferredAdam, FlatAdam
+from dlcf.distributed import n_processes, share, sum_array_over_processes, sum_over_processes
+from dlcf.optimizers import DeferredAdam, DistinctRows, FlatAdam
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class HiddenLayer:
         product, values, hidden, activated, _ = self._view(len(inputs))
         torch.mm(inputs, self.weight.mT, out=product)
         kernels.column_sums(values, self._sums)
-        _exchange(self._sums)
+        sum_array_over_processes(self._sums)
         kernels.centred_squares(values, self._sums, n, self._squares)
-        _exchange(self._squares)
+        sum_array_over_processes(self._squares)
         affine = self._mean, self._inverse, self._slope, self._offset
         step = self._running, self.momentum, self.epsilon
         kernels.moments(self._sums, self._squares, n, *step, self.gain, self.shift, *affine)
@@ -104,7 +104,7 @@ class HiddenLayer:
         by_summed = by_hidden.numpy()
         sides = self.by_gain, self.by_shift
         kernels.close_units(by_summed, activated, values, self._mean, self.scale, *sides)
-        sums = [_exchange(side.copy()) for side in sides] if n_processes() > 1 else sides
+        sums = sides if n_processes() == 1 else [sum_array_over_processes(s.copy()) for s in sides]
         affine = self._mean, self._inverse, self._slope, self.by_gain, self._tilt, self._shifted
         kernels.moments_backward(*sums, n, *affine)
         kernels.normalise_backward(by_summed, values, self._slope, self._tilt, self._shifted)
@@ -166,9 +166,7 @@ class AttentionStep(TrainingStep):
         self._by_hidden = new(n_rows, len(self.output))
         self._contrast = new(2 * size).numpy()
         self._by_rows = new(2 * n_rows, size).numpy()
-        self._slot = np.full(len(self.embeddings.table), -1)
-        self._rows = np.empty(2 * n_rows, dtype=np.int64)
-        self._place = np.empty((n_rows, 2), dtype=np.int64)
+        self._distinct = DistinctRows(len(self.embeddings.table), n_rows)
 
     def begin_epoch(self) -> None:
         n = len(self.ratings)
@@ -187,7 +185,7 @@ class AttentionStep(TrainingStep):
         squares = self._differentiate(
             pairs[own], place[own], self.ratings[order[own]], bits[own], n, by_rows
         )
-        self.embeddings.update(rows, _exchange(by_rows), rate)
+        self.embeddings.update(rows, sum_array_over_processes(by_rows), rate)
         sum_over_processes(self.gradient)
         self.optimizer.move()
         return sum_over_processes(self._error.fill_(squares / n))
@@ -215,12 +213,6 @@ class AttentionStep(TrainingStep):
         self.order = state["order"].numpy()
         self.generator.bit_generator.state = state["generator"]
         self._write_back()
-
-    def _distinct(self, pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The table's rows that `pairs` names, each once; where in them each of `pairs` is."""
-        place = self._place[: len(pairs)]
-        count = kernels.distinct_rows(pairs, self._slot, self._rows, place)
-        return self._rows[:count], place
 
     def _draw_bits(self, n: int) -> NDArray[np.uint16]:
         """For every hidden unit of `n` ratings; dropout drops the lowest."""
@@ -279,13 +271,6 @@ class AttentionStep(TrainingStep):
             norm.running_mean.copy_(layer.running[0])
             norm.running_var.copy_(layer.running[1])
             norm.num_batches_tracked.fill_(self.embeddings.steps)
-
-
-def _exchange(own: Floats) -> Floats:
-    """Sums over all processes, in place."""
-    if n_processes() > 1:
-        sum_over_processes(torch.from_numpy(own))
-    return own
 
 
 def _layers(network: AttentionNetwork) -> list[Any]:

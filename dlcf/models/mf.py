@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlcf.deferred import deferred_step
+from dlcf.deferred import can_defer, deferred_step
 from dlcf.models.base import Interactions
 from dlcf.models.factor_step import FactorStep
 from dlcf.models.network import NetworkRecommender, rated_movies
@@ -63,8 +63,8 @@ class FactorNetwork(RatingNetwork):
         Else by autograd, deferred for all tables but SVD++'s implicit factors, of which a batch
         reads nearly all.
         """
-        by_hand = config.schedule == "plateau" and config.precision == "float32"
-        if type(self) is FactorNetwork and by_hand and train[-1].device.type == "cpu":
+        by_hand = config.precision == "float32" and can_defer(train, config)
+        if type(self) is FactorNetwork and by_hand:
             return FactorStep(self, train, config)
         tables = self.user_factors, self.movie_factors, self.user_bias, self.movie_bias
         return deferred_step(self, train, config, tables)
