@@ -16,9 +16,10 @@ import torch
 import dlcf
 from dlcf.metrics import rmse
 from dlcf.models import Explanation, Recommender, available, load_model, make
-from dlcf.models.base import fit_biases
+from dlcf.models.base import Interactions, fit_biases
 from dlcf.models.deepcf import AttentionNetwork, DeepCF, RankingAttentionNetwork
 from dlcf.models.deepcf_plus import DeepCFPlus
+from dlcf.models.mf import ImplicitFactorNetwork
 from dlcf.models.network import NetworkRecommender
 
 UNKNOWN_USER, UNKNOWN_MOVIE = 999_999, 888_888
@@ -480,3 +481,25 @@ def test_an_explanation_reads_as_a_sentence(
     assert str(why).startswith("“Heat” is predicted 4.1 of 5 for user 7")
     assert words in str(why)
     assert str(why).endswith(".")
+
+
+def test_the_gradient_of_svdpp_has_the_same_bits_on_several_threads() -> None:
+    """Threads that add to the same user's vector must not do so in the order in which they come."""
+    generator = np.random.default_rng(0)
+    cells = np.unique(generator.integers(0, 300 * 500, 20_000))
+    ratings = (generator.integers(1, 11, len(cells)) / 2).astype(np.float32)
+    data = Interactions(cells // 500, cells % 500, ratings, np.zeros_like(cells), 300, 500)
+    torch.manual_seed(0)
+    network = ImplicitFactorNetwork(data, 50, 0.1, 0.01)
+    order = torch.from_numpy(generator.permutation(len(cells))[:4096])
+    batch = [torch.from_numpy(array)[order] for array in (data.users, data.movies, ratings)]
+
+    def gradient() -> bytes:
+        network.zero_grad()
+        network.losses(*batch)[0].backward()
+        return b"".join(p.grad.numpy().tobytes() for p in network.parameters())  # type: ignore[union-attr]
+
+    torch.set_num_threads(1)
+    expected = gradient()
+    torch.set_num_threads(2)  # reset_randomness puts it back
+    assert all(gradient() == expected for _ in range(20))

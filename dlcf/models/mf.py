@@ -107,7 +107,9 @@ class ImplicitFactorNetwork(FactorNetwork):
         distinct, position = torch.unique(users, return_inverse=True)
         movies, first, count = rated_movies(self.rated_start, self.rated_movie, distinct)
         total = nn.functional.embedding_bag(movies, self.implicit_factors.weight, first, mode="sum")
-        return (total / count.clamp(min=1).sqrt()[:, None])[position]
+        normed = total / count.clamp(min=1).sqrt()[:, None]
+        # Not normed[position], whose gradient several threads sum in whatever order they come.
+        return normed.index_select(0, position)
 
 
 class MatrixFactorization(NetworkRecommender):
