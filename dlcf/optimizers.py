@@ -181,7 +181,7 @@ class FlatAdam(torch.optim.Optimizer):
         self._options: dict[str, Any] = options | switches
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The one group; torch's own method imports torch's compiler, which takes a second."""
+        """The one group; torch's own method imports torch's compiler, which takes long."""
         self.param_groups.append({**self.defaults, **param_group})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

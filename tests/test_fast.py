@@ -322,7 +322,7 @@ for name, settings in {"deepcf": deep, "mf": {"epochs": 3}, "svdpp": {"epochs": 
 
 
 def test_a_first_fit_does_not_load_torchs_compiler() -> None:
-    """That takes a second, in every process."""
+    """That takes longer than a small fit, in every process."""
     program = """
 import sys, pandas as pd
 from dlcf.models import make

@@ -1,10 +1,10 @@
 """The training step of matrix factorisation by hand.
 
-The arithmetic of a batch is some tens of microseconds; autograd's graph of small operations is most
-of a millisecond. Here the gradient is one loop over the ratings
-(:func:`dlcf.kernels.factor_gradient`), and the rows of the tables take Adam's steps only where a
-batch touches them (:class:`~dlcf.optimizers.DeferredAdam`, equal to dense Adam). Order and result
-are autograd's, but for rounding and for what deferring leaves of epsilon.
+The arithmetic of a batch is little beside what autograd's graph of small operations costs. Here the
+gradient is one loop over the ratings (:func:`dlcf.kernels.factor_gradient`), and the rows of the
+tables take Adam's steps only where a batch touches them (:class:`~dlcf.optimizers.DeferredAdam`,
+equal to dense Adam). Order and result are autograd's, but for rounding and for what deferring
+leaves of epsilon.
 """
 
 from __future__ import annotations
