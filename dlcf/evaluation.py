@@ -13,8 +13,8 @@ from scipy import sparse
 from tqdm import tqdm
 
 from dlcf import metrics
-from dlcf.data import check_ratings
 from dlcf.models.base import Recommender, top_k
+from dlcf.ratings import check_ratings
 
 __all__ = [
     "PROTOCOLS",

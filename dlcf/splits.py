@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from dlcf.data import check_ratings
+from dlcf.ratings import check_ratings
 
 __all__ = ["SPLITS", "SplitReport", "describe_split", "split", "train_validation_test"]
 

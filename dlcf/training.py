@@ -1,9 +1,9 @@
 """The one training loop: optimiser, schedule, early stopping, history, checkpoints, progress.
 
 It trains any :class:`RatingNetwork`. What happens on a batch is a :class:`TrainingStep`: autograd
-and Adam by default, or a faster one that the network brings (:mod:`dlcf.deferred`,
-:mod:`dlcf.models.fused`, :mod:`dlcf.models.factor_step`). With
-:func:`dlcf.checkpoints.checkpoints` a run that was killed goes on where it was. Batches are cut
+and Adam by default, or a faster one that the network brings (:mod:`dlcf.fast.deferred_step`,
+:mod:`dlcf.fast.attention_step`, :mod:`dlcf.fast.factor_step`). With
+:func:`dlcf.runtime.checkpoints.checkpoints` a run that was killed goes on where it was. Batches are cut
 from tensors by index: a data loader that collates row by row costs more than the network's own
 arithmetic at these sizes.
 """
@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm import tqdm
 
-from dlcf.checkpoints import Checkpoint
-from dlcf.distributed import n_processes, share, sum_over_processes
+from dlcf.runtime.checkpoints import Checkpoint
+from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 
 __all__ = [
     "AutogradStep",

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dlcf.ablation import (
+from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.studies.ablation import (
     MOVIE,
     OFF,
     RATERS,
@@ -20,7 +21,6 @@ from dlcf.ablation import (
     effect_table,
     summarise,
 )
-from dlcf.models.deepcf_plus import DeepCFPlus
 
 NAMES = (
     ["mean", "count", "spread", "time 15", "co-rated"],

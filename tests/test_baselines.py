@@ -13,11 +13,13 @@ from scipy import sparse
 from sklearn.metrics.pairwise import cosine_similarity
 
 import dlcf
+from dlcf.baselines import ranking
+from dlcf.baselines.fm import FactorizationMachine, SideFactorizationMachine
+from dlcf.baselines.knn import cosine_neighbors
+from dlcf.baselines.ranking import ImplicitALS
 from dlcf.metrics import rmse
-from dlcf.models import Recommender, load_model, make, ranking
-from dlcf.models.fm import FactorizationMachine, SideFactorizationMachine
-from dlcf.models.knn import cosine_neighbors
-from dlcf.models.ranking import ImplicitALS
+from dlcf.models.base import Recommender
+from dlcf.registry import load_model, make
 
 EXTRA = 'pip install "dlcf[baselines]"'
 

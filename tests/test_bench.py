@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import dlcf
-from dlcf import bench
-from dlcf.bench_explain import PLAYERS, measured_costs
-from dlcf.bench_steps import made_up_ratings, textbook_fit
+from bench import measure as bench
+from bench.explanations import PLAYERS
+from bench.steps import made_up_ratings, textbook_fit
 from dlcf.evaluation import evaluate
 from dlcf.models.deepcf import DeepCF
-from dlcf.report import bench_table
+from dlcf.notebook.bench_tables import measured_costs
+from dlcf.notebook.report import bench_table
 
 QUICK = bench.Options(quick=True)
 

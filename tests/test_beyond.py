@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import dlcf
-from dlcf.beyond import (
+from dlcf.analysis.beyond import (
     calibration,
     error_by,
     expected_calibration_error,

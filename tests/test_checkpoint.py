@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 import torch
 
-from dlcf.checkpoints import KEPT, Checkpoint, checkpoints
-from dlcf.models import Recommender, fit_together, make
-from dlcf.paths import ROOT
+from dlcf.models.base import Recommender
+from dlcf.registry import fit_together, make
+from dlcf.runtime.checkpoints import KEPT, Checkpoint, checkpoints
+from dlcf.runtime.paths import ROOT
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepcf": {"epochs": 6, "embedding_size": 8, "hidden": (16, 8), "dropout": (0.2, 0.1)},
@@ -31,8 +32,8 @@ SETTINGS["deepcf"]["lr_patience"] = 0  # so that the schedule's state matters
 PROGRAM = """
 import sys
 import pandas as pd, torch
-from dlcf.checkpoints import checkpoints
-from dlcf.models import make
+from dlcf.runtime.checkpoints import checkpoints
+from dlcf.registry import make
 torch.set_num_threads(1)
 name, ratings, folder, output, settings = sys.argv[1:]
 train = pd.read_csv(ratings).astype({"rating": "float32"})
@@ -128,7 +129,7 @@ def test_a_killed_process_resumes(toy_ratings: pd.DataFrame, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    from dlcf.models import load_model
+    from dlcf.registry import load_model
 
     assert predictions(load_model(output), toy_ratings) == predictions(expected, toy_ratings)
 

@@ -8,9 +8,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dlcf import compare, paths
-from dlcf.compare import Job, interval_table, load_comparison, pair_table, run_job, run_jobs, study
-from dlcf.statistics import mean_interval
+from dlcf.analysis.statistics import mean_interval
+from dlcf.runtime import paths
+from dlcf.studies import compare
+from dlcf.studies.compare import (
+    Job,
+    interval_table,
+    load_comparison,
+    pair_table,
+    run_job,
+    run_jobs,
+    study,
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcf import data, paths
+from dlcf import data
+from dlcf.runtime import paths
 
 ROWS = [(1, 10, 4.0, 964982703), (1, 20, 3.5, 964981247), (2, 10, 0.5, 847434962)]
 CSV = "userId,movieId,rating,timestamp\n" + "".join(f"{u},{m},{r},{t}\n" for u, m, r, t in ROWS)

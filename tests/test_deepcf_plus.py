@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import dlcf
+from dlcf.explanation import Explanation, HistoryItem
 from dlcf.metrics import rmse
-from dlcf.models import evidence as evidence_module
-from dlcf.models import load_model, make
 from dlcf.models.base import Interactions
-from dlcf.models.deepcf_plus import DeepCFPlus, item_scores
-from dlcf.models.evidence import Context, SideInformation, episodes
-from dlcf.models.explanation import Explanation, HistoryItem
+from dlcf.plus import evidence as evidence_module
+from dlcf.plus.deepcf_plus import DeepCFPlus, item_scores
+from dlcf.plus.evidence import Context, SideInformation, episodes
+from dlcf.registry import load_model, make
 
 SMALL: dict[str, Any] = {
     "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),

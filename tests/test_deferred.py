@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dlcf import kernels
-from dlcf.deferred import DeferredStep
+from dlcf.fast import kernels
+from dlcf.fast.deferred_step import DeferredStep
+from dlcf.fast.factor_step import FactorStep
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
-from dlcf.models.factor_step import FactorStep
 from dlcf.models.mf import FactorNetwork, ImplicitFactorNetwork
 from dlcf.training import (
     AutogradStep,
@@ -87,7 +87,7 @@ STEPS = [*((name, deferred(TABLES[name])) for name in NETWORKS), ("mf", FactorSt
 
 @pytest.mark.parametrize(("name", "step"), STEPS, ids=[*NETWORKS, "mf by hand"])
 def test_the_weights_are_dense_adams(name: str, step: Callable[..., TrainingStep]) -> None:
-    """What is left is epsilon's part (dlcf.optimizers), far less than one step of 0.02."""
+    """What is left is epsilon's part (dlcf.fast.adam), far less than one step of 0.02."""
     dense, expected = trained(NETWORKS[name], AutogradStep)
     network, losses = trained(NETWORKS[name], step)
     assert losses[-1] < CONFIG.learning_rate, "choose other data: the learning rate never falls"

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlcf.models import load_model, make
-from dlcf.paths import ROOT
+from dlcf.registry import load_model, make
+from dlcf.runtime.paths import ROOT
 
 PROGRAM = """
 import sys
 import pandas as pd, torch
-from dlcf import distributed
-from dlcf.checkpoints import checkpoints
-from dlcf.models import make
+from dlcf.runtime import distributed
+from dlcf.runtime.checkpoints import checkpoints
+from dlcf.registry import make
 torch.set_num_threads(1)
 ratings, folder = sys.argv[1:]
 train = pd.read_csv(ratings).astype({"rating": "float32"})

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlcf import experiment, paths, report, run
-from dlcf.models import make
-from dlcf.paths import write_atomically
+from dlcf.notebook import experiment, report, run
+from dlcf.registry import make
+from dlcf.runtime import paths
+from dlcf.runtime.paths import write_atomically
 
 CELLS = [
     ("COUNT = 3  # a number\nNAME = 'x'\nRATE = 0.5", ["parameters"]),
@@ -154,8 +155,8 @@ def test_a_models_code_is_all_that_it_is_made_of() -> None:
     """Also modules that only its parts use; but not those of other models."""
     modules = experiment._closure({type(make("deepcf")).__module__})
     assert {f"dlcf.{name}" for name in ("models.base", "training", "kernels", "data")} <= modules
-    assert "dlcf.models.evidence" not in modules
-    assert "dlcf.models.evidence" in experiment._closure({type(make("deepcf-plus")).__module__})
+    assert "dlcf.plus.evidence" not in modules
+    assert "dlcf.plus.evidence" in experiment._closure({type(make("deepcf-plus")).__module__})
 
 
 def test_the_runner_executes_a_notebook(
@@ -176,7 +177,7 @@ def _package_copy(checkout: Path) -> Path:
     (checkout / "pyproject.toml").touch()
     os.symlink(Path(experiment.__file__).parent, checkout / "dlcf")
     (checkout / "sitecustomize.py").write_text(
-        f"import dlcf.paths as p, pathlib\nroot = pathlib.Path({str(checkout)!r})\n"
+        f"import dlcf.runtime.paths as p, pathlib\nroot = pathlib.Path({str(checkout)!r})\n"
         "p.ROOT, p.NOTEBOOKS, p.RUNS = root, root / 'notebooks', root / 'runs'\n"
     )
     return checkout

@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dlcf.explain import (
+from dlcf.explain.faithfulness import (
     agreement,
     calibrate_strength,
     calibration_report,
@@ -44,11 +44,12 @@ from dlcf.explain import (
     stability,
     user_share,
 )
-from dlcf.models import Recommender, load_model, make
+from dlcf.models.base import Recommender
 from dlcf.models.deepcf import AttentionNetwork, DeepCF
-from dlcf.models.deepcf_plus import DeepCFPlus
-from dlcf.models.evidence import Context
 from dlcf.models.mf import MatrixFactorization
+from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.plus.evidence import Context
+from dlcf.registry import load_model, make
 
 PLAYER_ATTRIBUTIONS = [shapley_two_players]
 if find_spec("captum"):

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from dlcf.models import Explanation
-from dlcf.models.explanation import Counterfactual, GenreEffect, HistoryItem, table_of
+from dlcf.explanation import Counterfactual, Explanation, GenreEffect, HistoryItem, table_of
 
 NASTY = '<b>"&'
 VOID = {"br", "hr", "img"}

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from dlcf import kernels
-from dlcf.models import fit_together, make
+from dlcf.fast import kernels
+from dlcf.fast.adam import DeferredAdam, FlatAdam
+from dlcf.fast.attention_step import AttentionStep
 from dlcf.models.deepcf import AttentionNetwork
-from dlcf.models.fused import AttentionStep
-from dlcf.optimizers import DeferredAdam, FlatAdam
-from dlcf.paths import ROOT
+from dlcf.registry import fit_together, make
+from dlcf.runtime.paths import ROOT
 from dlcf.training import (
     AutogradStep,
     Batch,
@@ -304,7 +304,7 @@ def test_a_first_run_has_the_bits_of_the_second(toy_ratings: pd.DataFrame, tmp_p
     toy_ratings.to_csv(tmp_path / "ratings.csv", index=False)
     program = """
 import sys, pandas as pd
-from dlcf.models import make
+from dlcf.registry import make
 train = pd.read_csv(sys.argv[1]).astype({"rating": "float32"})
 deep = {"embedding_size": 8, "hidden": (16, 8), "dropout": (0.3, 0.1), "epochs": 3}
 for name, settings in {"deepcf": deep, "mf": {"epochs": 3}, "svdpp": {"epochs": 3}}.items():
@@ -325,7 +325,7 @@ def test_a_first_fit_does_not_load_torchs_compiler() -> None:
     """That takes longer than a small fit, in every process."""
     program = """
 import sys, pandas as pd
-from dlcf.models import make
+from dlcf.registry import make
 users, movies = [1, 1, 2, 2], [1, 2, 1, 3]
 train = pd.DataFrame({"userId": users, "movieId": movies, "rating": [1.0, 4.0, 3.0, 5.0]})
 for name, settings in {"mf": {}, "deepcf": {"hidden": (4,), "dropout": (0.0,)}}.items():

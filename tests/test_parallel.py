@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlcf.parallel import (
+from dlcf.runtime.parallel import (
     _NoTerminal,
     map_in_processes,
     map_in_threads,
@@ -87,7 +87,7 @@ def test_an_error_ends_it() -> None:
 def test_a_forked_process_has_threads_of_its_own() -> None:
     program = """
 import os, threading, torch
-from dlcf.parallel import map_in_threads
+from dlcf.runtime.parallel import map_in_threads
 torch.set_num_threads(2)
 both = threading.Barrier(2)
 map_in_threads(lambda _: both.wait(), [1, 2])

@@ -14,10 +14,8 @@ import pandas as pd
 import pytest
 from test_explanation import Reading
 
-from dlcf import reader as reader_module
-from dlcf.models import Explanation, Recommender, make
-from dlcf.models.explanation import HistoryItem
-from dlcf.reader import (
+from dlcf.explain import reader as reader_module
+from dlcf.explain.reader import (
     Page,
     explain_for,
     find_counterfactual,
@@ -26,6 +24,9 @@ from dlcf.reader import (
     rating_effects,
     reader,
 )
+from dlcf.explanation import Explanation, HistoryItem
+from dlcf.models.base import Recommender
+from dlcf.registry import make
 
 USER = 7
 WEIGHTS: dict[int, dict[int, float]] = {  # of each rated movie in the prediction of an unrated one

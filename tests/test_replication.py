@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import dlcf
-from dlcf.replication import CHOICES, PAPER, distance, effects, nearest, protocol_table
+from dlcf.studies.replication import CHOICES, PAPER, distance, effects, nearest, protocol_table
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from dlcf import paths, report
-from dlcf.compare import load_comparison
-from dlcf.experiment import read_parameters
-from dlcf.models import available, make
+from dlcf.notebook import report
+from dlcf.notebook.experiment import read_parameters
+from dlcf.registry import available, make
+from dlcf.runtime import paths
+from dlcf.studies.compare import load_comparison
 
 NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 18

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 import dlcf
-from dlcf import data, paths
-from dlcf.data import check_ratings, fingerprint, load_ratings
-from dlcf.synthetic import synthetic_ratings
+from bench.synthetic import synthetic_ratings
+from dlcf import data
+from dlcf.data import load_ratings
+from dlcf.ratings import check_ratings, fingerprint
+from dlcf.runtime import paths
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ class TestSynthetic:
         assert first == again != other
 
     def test_parts_do_not_show(self, world: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dlcf.synthetic.RATINGS_AT_ONCE", 3_000)
+        monkeypatch.setattr("bench.synthetic.RATINGS_AT_ONCE", 3_000)
         made = synthetic_ratings(20_000, world, seed=6)
         assert check_ratings(made) is made and len(made) == 20_000
 

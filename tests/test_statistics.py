@@ -8,15 +8,15 @@ import pytest
 from scipy import stats
 
 import dlcf
-from dlcf.evaluation import per_user_errors
-from dlcf.metrics import mae, rmse
-from dlcf.statistics import (
+from dlcf.analysis.statistics import (
     clustered_correlations,
     compare_models,
     compare_tables,
     holm,
     mean_interval,
 )
+from dlcf.evaluation import per_user_errors
+from dlcf.metrics import mae, rmse
 
 
 def table(values: np.ndarray, column: str = "ndcg") -> pd.DataFrame:

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dlcf import paths
+from dlcf.runtime import paths
 
 needs_snakemake = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None,

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import dlcf
-from dlcf import kernels
+from dlcf.fast import kernels
+from dlcf.fast.catalogue import FoldedTower, Screen, _balanced
 from dlcf.models import deepcf
 from dlcf.models.base import top_k
 from dlcf.models.deepcf import AttentionNetwork, DeepCF
-from dlcf.models.tower import FoldedTower, Screen, _balanced
 
 N_USERS, N_MOVIES = 7, 3000
 

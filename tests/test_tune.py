@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from dlcf import tune
-from dlcf.explain import measure_faithfulness
+from dlcf.explain.faithfulness import measure_faithfulness
 from dlcf.metrics import rmse
-from dlcf.models import make
+from dlcf.registry import make
 from dlcf.splits import train_validation_test
+from dlcf.studies import tune
 
 SMALL = {
     "embedding_size": 4, "hidden": (8,), "dropout": (0.0,), "epochs": 1, "faithful_weight": 0.5,

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from dlcf import kernels
-from dlcf.data import check_pairs, check_ratings, rating_scale
-from dlcf.models.explanation import Explanation
+from dlcf.explanation import Explanation
+from dlcf.fast import kernels
+from dlcf.ratings import check_pairs, check_ratings, rating_scale
 
 __all__ = ["Interactions", "Recommender", "top_k"]
 

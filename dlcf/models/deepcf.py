@@ -12,18 +12,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from dlcf.deferred import can_defer, deferred_step
+from dlcf.explanation import Explanation
+from dlcf.fast.attention_step import AttentionStep
+from dlcf.fast.catalogue import FoldedTower, bfloat16_is_fast
+from dlcf.fast.deferred_step import can_defer, deferred_step
 from dlcf.models.base import Arrays, IndexArrays, Interactions, Recommender
-from dlcf.models.explanation import Explanation
-from dlcf.models.fused import AttentionStep
 from dlcf.models.network import WEIGHTS, NetworkRecommender, rated_movies
-from dlcf.models.tower import FoldedTower, bfloat16_is_fast
-from dlcf.training import (
-    Batch,
-    RatingNetwork,
-    TrainingConfig,
-    TrainingStep,
-)
+from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 
 __all__ = [
     "AttentionNetwork",

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlcf.deferred import can_defer, deferred_step
+from dlcf.fast.deferred_step import can_defer, deferred_step
+from dlcf.fast.factor_step import FactorStep
 from dlcf.models.base import Interactions
-from dlcf.models.factor_step import FactorStep
 from dlcf.models.network import NetworkRecommender, rated_movies
 from dlcf.training import Batch, RatingNetwork, TrainingConfig, TrainingStep
 

@@ -1,0 +1,301 @@
+"""Models that rank from who rated what; as ratings they predict the biases, like `Popular`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from dlcf.baselines.knn import ROWS_AT_ONCE, strongest
+from dlcf.models.base import Arrays, Interactions, Recommender
+
+__all__ = ["EASE", "ImplicitALS", "RP3Beta"]
+
+_LARGEST_SYSTEM = 30_000
+
+
+class _Ranker(Recommender):
+    """A model without ratings of its own."""
+
+    def _predict(
+        self,
+        users: NDArray[np.int64],
+        movies: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+    ) -> NDArray[np.float64]:
+        return self._mean + self._user_bias[users] + self._movie_bias[movies]
+
+
+class ImplicitALS(_Ranker):
+    """iALS: matrix factorisation of implicit feedback (Hu, Koren and Volinsky, 2008).
+
+    Minimises over *all* pairs, by alternating least squares (eq. 3),
+
+    ``sum_{u,i} c_ui (p_ui - x_u . y_i)^2 + regularization (sum_u |x_u|^2 + sum_i |y_i|^2)``,
+
+    where p_ui is 1 and c_ui is `alpha` for a rating of at least `positive_threshold`, p_ui is 0
+    and c_ui is 1 elsewhere. Ranks by ``x_u . y_i``.
+
+    Needs `implicit` to fit: ``pip install "dlcf[baselines]"``.
+
+    Parameters
+    ----------
+    factors
+        Length of the user and movie vectors.
+    regularization
+        L2 penalty of both.
+    iterations
+        Times that users and movies are each solved for.
+    alpha
+        Confidence in a positive pair.
+    positive_threshold
+        Lowest rating that counts as positive; 0 counts all.
+    seed
+        Of the initial vectors.
+    """
+
+    name = "ials"
+
+    def __init__(
+        self,
+        *,
+        factors: int = 64,
+        regularization: float = 15.0,
+        iterations: int = 15,
+        alpha: float = 2.0,
+        positive_threshold: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        self.factors = factors
+        self.regularization = regularization
+        self.iterations = iterations
+        self.alpha = alpha
+        self.positive_threshold = positive_threshold
+        self.seed = seed
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        try:
+            als = importlib.import_module("implicit.cpu.als")
+            threads = importlib.import_module("threadpoolctl")
+        except ImportError as error:
+            raise ImportError(
+                'ials is fitted with implicit: pip install "dlcf[baselines]" '
+                f"(importing it failed with: {error})"
+            ) from error
+        positive = data.take(data.ratings >= self.positive_threshold).matrix()
+        with threads.threadpool_limits(
+            1, "blas"
+        ):  # it warns and is slow where BLAS has threads too
+            # One thread: the sums of several come in any order, and so do their last bits.
+            machine = als.AlternatingLeastSquares(
+                self.factors,
+                regularization=self.regularization,
+                alpha=self.alpha,
+                iterations=self.iterations,
+                num_threads=1,
+                random_state=self.seed,
+            )
+            machine.fit(positive, show_progress=False)
+        self._user_factors, self._movie_factors = machine.user_factors, machine.item_factors
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._user_factors[users] @ self._movie_factors.T
+
+    def _state(self) -> Arrays:
+        return {"user_factors": self._user_factors, "movie_factors": self._movie_factors}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self._user_factors, self._movie_factors = state["user_factors"], state["movie_factors"]
+
+
+class EASE(_Ranker):
+    """The linear auto-encoder with a zero diagonal, in closed form (Steck, 2019).
+
+    Ranks by ``X B``, where B minimises ``|X - X B|^2 + regularization |B|^2`` with a diagonal of
+    zeros: ``B = I - P diag(P)^-1`` with ``P = (X^T X + regularization I)^-1`` (eq. 8). X is users x
+    movies; a rated pair holds ``1 + rating_weight (r - mean)``.
+
+    B is dense and as large as the catalogue squared, so it is never formed. Only ``X P`` is needed,
+    which equals ``(X X^T + regularization I)^-1 X``, and the diagonal of P: the system that is
+    solved and stored has as many rows as there are users or movies, whichever are fewer.
+
+    Parameters
+    ----------
+    regularization
+        L2 penalty of B, lambda in the paper.
+    rating_weight
+        Weight of the rating in X; 0 is the binary matrix of the paper.
+
+    Raises
+    ------
+    ValueError
+        In `fit`, for more than 30,000 users *and* movies: solving takes about
+        ``24 min(n_users, n_movies)^2`` bytes, then more than 20 GB.
+    """
+
+    name = "ease"
+
+    _inverse: NDArray[np.float32]
+    _diagonal: NDArray[np.float64]
+    # Of a revised model: the matrix that B was fitted on, and the user whose row has changed.
+    _fitted_on: sparse.csr_matrix | None = None
+
+    def __init__(self, *, regularization: float = 300.0, rating_weight: float = 1.0) -> None:
+        self.regularization = regularization
+        self.rating_weight = rating_weight
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        size = min(data.n_users, data.n_movies)
+        if size > _LARGEST_SYSTEM:
+            raise ValueError(
+                f"ease solves a system of min(n_users, n_movies) = {size} rows, which takes about "
+                f"24 * {size}^2 bytes = {24e-9 * size**2:.0f} GB; it stops at {_LARGEST_SYSTEM} "
+                "rows: leave out the users or movies with the fewest ratings, or use rp3beta"
+            )
+        deviation = data.ratings - np.float64(self._mean)
+        self._values = (1.0 + self.rating_weight * deviation).astype(np.float32)
+        matrix = self._matrix().astype(np.float64)
+        by_user = data.n_users <= data.n_movies
+        gram = (matrix @ matrix.T if by_user else matrix.T @ matrix).toarray()
+        gram[np.diag_indices(size)] += self.regularization
+        inverse = linalg.inv(gram, overwrite_a=True, check_finite=False)
+        if by_user:  # P = (I - X^T inverse X) / regularization
+            quadratic = matrix.multiply((matrix.T @ inverse).T).sum(axis=0)
+            self._diagonal = (1.0 - np.asarray(quadratic).ravel()) / self.regularization
+        else:
+            self._diagonal = inverse.diagonal().copy()
+        self._inverse = inverse.astype(np.float32)
+
+    def _matrix(self) -> sparse.csr_matrix:
+        seen = self._seen
+        return sparse.csr_matrix((self._values, seen.indices, seen.indptr), shape=seen.shape)
+
+    def item_weights(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Entries of B, ``(len(rows), len(columns))``, by positions in `movie_ids`.
+
+        ``B_ij = -P_ij / P_jj`` off the diagonal, 0 on it; all columns by default.
+        """
+        matrix = self._matrix() if self._fitted_on is None else self._fitted_on
+        columns = np.arange(matrix.shape[1]) if columns is None else columns
+        if len(self._inverse) == matrix.shape[0]:  # P = (I - X^T inverse X) / regularization
+            half = matrix[:, rows].T @ self._inverse.astype(np.float64)
+            product = -np.asarray((matrix[:, columns].T @ half.T).T) / self.regularization
+        else:
+            product = self._inverse[np.ix_(rows, columns)].astype(np.float64)
+        return np.where(rows[:, None] == columns, 0.0, -product / self._diagonal[columns])
+
+    def history_terms(self, user: int, movies: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each rating of a user adds to the scores of some movies, ``x_uj B_ji``.
+
+        Parameters
+        ----------
+        user, movies
+            Positions in `user_ids` and `movie_ids`.
+
+        Returns
+        -------
+        ndarray
+            ``(ratings of the user, len(movies))``; columns sum to the scores.
+        """
+        own = self._matrix()[user]
+        return own.data[:, None] * self.item_weights(own.indices.astype(np.int64), movies)
+
+    def _training_ratings(self) -> NDArray[np.float64]:
+        if self.rating_weight == 0:
+            raise NotImplementedError(
+                "ease with rating_weight=0 sees who rated what and keeps no ratings; give it a "
+                "rating_weight"
+            )
+        return np.round((self._values - 1.0) / self.rating_weight + self._mean, 4)
+
+    def _revise(
+        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
+    ) -> None:
+        if original._fitted_on is None:
+            self._fitted_on = original._matrix()
+        self._values = (1.0 + self.rating_weight * (ratings[kept] - self._mean)).astype(np.float32)
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        matrix = self._matrix()
+        if self._fitted_on is not None:
+            rated = np.unique(matrix[users].indices).astype(np.int64)
+            return (matrix[users][:, rated] @ self.item_weights(rated)).astype(np.float32)
+        if len(self._inverse) == len(self.user_ids):
+            product = (matrix.T @ self._inverse[:, users]).T
+        else:
+            product = matrix[users] @ self._inverse
+        return (matrix[users].toarray() - product / self._diagonal).astype(np.float32)
+
+    def _state(self) -> Arrays:
+        return {"values": self._values, "inverse": self._inverse, "diagonal": self._diagonal}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        self._values, self._inverse = state["values"], state["inverse"]
+        self._diagonal = state["diagonal"]
+
+
+class RP3Beta(_Ranker):
+    """Random walks user -> movie -> user -> movie, popular ends discounted (Paudel et al., 2017).
+
+    With ``p_vi = 1 / |N(v)|`` and ``p_jv = 1 / |N(j)|`` on the graph of who rated what, a movie j
+    leads to another movie i with ``w_ji = sum_v (p_jv p_vi)^alpha / |N(i)|^beta``. Ranks by
+    ``sum_{j in N(u)} w_ji``: the first step, ``p_uj``, is the same for all movies of a user. The
+    powers are those of P3alpha (Cooper et al., 2014), the discount makes it RP3beta.
+
+    Parameters
+    ----------
+    alpha
+        Power of the transition probabilities.
+    beta
+        Discount of popularity; 0 is P3alpha.
+    neighbors
+        Largest w_ji that are kept of each movie j.
+    """
+
+    name = "rp3beta"
+
+    def __init__(self, *, alpha: float = 0.6, beta: float = 0.4, neighbors: int = 500) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.neighbors = neighbors
+
+    def _fit(
+        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
+    ) -> None:
+        rated = self._seen.astype(np.float64)
+        of_user = np.diff(rated.indptr)
+        of_movie = self._movie_count.astype(np.float64)
+        from_user = (sparse.diags(of_user**-self.alpha) @ rated).tocsr()
+        from_movie = (sparse.diags(of_movie**-self.alpha) @ rated.T).tocsr()
+
+        def blocks() -> Iterable[NDArray[Any]]:
+            for first in range(0, data.n_movies, ROWS_AT_ONCE):
+                walk = (from_movie[first : first + ROWS_AT_ONCE] @ from_user).toarray()
+                itself = np.arange(len(walk))
+                walk[itself, first + itself] = 0.0
+                yield walk * of_movie**-self.beta
+
+        self._transition = strongest(blocks(), self.neighbors)
+
+    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (self._seen[users] @ self._transition).toarray()
+
+    def _state(self) -> Arrays:
+        walk = self._transition
+        return {"weight": walk.data, "target": walk.indices, "target_start": walk.indptr}
+
+    def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
+        entries = state["weight"], state["target"], state["target_start"]
+        n_movies = len(self.movie_ids)
+        self._transition = sparse.csr_matrix(entries, shape=(n_movies, n_movies))

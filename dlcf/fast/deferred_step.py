@@ -1,0 +1,136 @@
+"""Autograd's training step for embedding tables of which a batch touches few rows.
+
+Dense Adam walks over a whole table at every step, and autograd fills a gradient as large, nearly
+all of it zeros. Here a table's gradient is sparse, the rows that a batch looked up, and Adam's step
+is :class:`~dlcf.fast.adam.DeferredAdam`'s, equal to dense Adam's but deferred where there is no
+gradient. A hook on the embedding brings rows up to date right before the network reads them, so
+that no network has to say which rows it needs. All other weights are the network's own optimiser's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlcf.fast.adam import DeferredAdam
+from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig, TrainingStep
+
+__all__ = ["DeferredStep", "can_defer", "deferred_step"]
+
+
+def can_defer(train: Batch, config: TrainingConfig) -> bool:
+    """On the CPU, with a learning rate that stands still within an epoch."""
+    return config.schedule == "plateau" and train[-1].device.type == "cpu"
+
+
+def deferred_step(
+    network: RatingNetwork, train: Batch, config: TrainingConfig, tables: Iterable[nn.Embedding]
+) -> TrainingStep:
+    """:class:`DeferredStep` where Adam can be deferred, else :class:`~dlcf.training.AutogradStep`.
+
+    On a GPU Adam is torch's fused one, and dense.
+    """
+    if can_defer(train, config):
+        return DeferredStep(network, train, config, tables)
+    return AutogradStep(network, train, config)
+
+
+class DeferredStep(AutogradStep):
+    """Autograd, with Adam's steps for the rows of `tables` deferred.
+
+    Parameters
+    ----------
+    network, train, config
+        As for :func:`dlcf.training.train_network`.
+    tables
+        Embeddings of the network, which reads them only by calling them; Adam's settings are
+        torch's defaults for them.
+    """
+
+    def __init__(
+        self,
+        network: RatingNetwork,
+        train: Batch,
+        config: TrainingConfig,
+        tables: Iterable[nn.Embedding],
+    ) -> None:
+        self.n_steps = -(-len(train[-1]) // config.batch_size)
+        self.tables = [_Table(embedding) for embedding in tables]
+        super().__init__(network, train, config)
+
+    def begin_epoch(self) -> None:
+        super().begin_epoch()
+        for table in self.tables:
+            table.adam.expect(self.n_steps)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        for table in self.tables:
+            table.open(self.optimizer.param_groups[0]["lr"])
+        return super().__call__(start, stop)
+
+    def _move(self) -> None:
+        for table in self.tables:
+            table.move()
+        super()._move()
+
+    def settle(self) -> None:
+        for table in self.tables:
+            table.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "tables": [table.adam.state_dict() for table in self.tables],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        for table, kept in zip(self.tables, state["tables"], strict=True):
+            table.adam.load_state_dict(kept)
+
+
+class _Table:
+    """An embedding; while it is open, its weights are those that :class:`DeferredAdam` works on."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        self.embedding = embedding
+        self.adam = DeferredAdam(embedding.weight.detach().numpy())
+        # DistributedDataParallel asks for it once, when it is made.
+        embedding.sparse = True
+        self._own = embedding.weight.data
+        self._hook: Any = None
+
+    def open(self, rate: float) -> None:
+        """Unless it is open; until :meth:`close` the learning rate stays `rate`."""
+        if self._hook is not None:
+            return
+        self._rate = rate
+        self.embedding.sparse = True
+        self.embedding.weight.data = torch.from_numpy(self.adam.table)
+        self._hook = self.embedding.register_forward_pre_hook(self._catch_up)
+
+    def close(self) -> None:
+        """Bring all rows up to date and give the embedding its own weights back."""
+        self.adam.settle(self._rate)
+        self._own.copy_(self.embedding.weight.data)
+        self.embedding.weight.data = self._own
+        self.embedding.sparse = False
+        self._hook.remove()
+        self._hook = None
+
+    def move(self) -> None:
+        """One step by the gradient, which is consumed: no other optimiser may see it."""
+        gradient = self.embedding.weight.grad
+        assert gradient is not None
+        self.embedding.weight.grad = None
+        gradient = gradient.coalesce()
+        rows = gradient.indices()[0].numpy()
+        # Those that another process looked up are not up to date here.
+        self.adam.catch_up(rows, self._rate)
+        self.adam.update(rows, gradient.values().numpy(), self._rate)
+
+    def _catch_up(self, embedding: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.adam.catch_up(inputs[0].numpy(), self._rate)

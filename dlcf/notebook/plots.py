@@ -1,0 +1,535 @@
+"""One style, one function a figure; a figure shows data and computes nothing."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from dlcf.explanation import Explanation
+from dlcf.training import History
+
+__all__ = ["figure_bytes", "use_style"]
+
+COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
+SPLIT_NAMES = {
+    "random": "random",
+    "user-temporal": "per-user temporal",
+    "global-temporal": "global temporal",
+    "leave-last-out": "leave last out",
+}
+
+
+def use_style() -> None:
+    """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.labelsize": 9,
+            "legend.fontsize": 8,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """The figure as a ``"pdf"`` or ``"png"`` file; the same figure gives the same bytes."""
+    # Without these the file would name the day and the version of the library that drew it.
+    dated = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=ending, metadata=dated.get(ending, {"Software": None}))
+    return buffer.getvalue()
+
+
+def rating_distribution(ratings: pd.DataFrame) -> Figure:
+    """Share of each rating level, and the distribution of users' mean ratings."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    share = ratings["rating"].value_counts(normalize=True).sort_index()
+    left.bar(share.index, 100 * share, width=0.8 * np.diff(share.index).min(), color=BLUE)
+    left.set(xlabel="rating (stars)", ylabel="ratings (%)", title="All ratings")
+    means = ratings.groupby("userId")["rating"].mean()
+    right.hist(means, bins=30, color=ORANGE)
+    right.axvline(ratings["rating"].mean(), color="black", linestyle="--", label="global mean")
+    right.set(xlabel="mean rating of a user (stars)", ylabel="users", title="Users differ")
+    right.legend()
+    return figure
+
+
+def long_tail(ratings: pd.DataFrame) -> Figure:
+    """Ratings by movie and by user, both ordered by activity, and the share that the top holds."""
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    for axis, column, unit, color in zip(
+        axes, ("movieId", "userId"), ("movies", "users"), (BLUE, ORANGE), strict=True
+    ):
+        counts = ratings[column].value_counts().to_numpy()
+        axis.loglog(np.arange(1, len(counts) + 1), counts, color=color)
+        axis.set(xlabel=f"{unit}, most ratings first (rank)", ylabel="ratings")
+        n_half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
+        axis.axvline(n_half, color="black", linestyle="--")
+        axis.set_title(f"{n_half:,} of {len(counts):,} {unit} hold half of the ratings")
+    return figure
+
+
+def activity_over_time(ratings: pd.DataFrame) -> Figure:
+    """Ratings a year, and how long users stay: the span from first to last rating."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    year = pd.to_datetime(ratings["timestamp"], unit="s").dt.year.value_counts().sort_index()
+    left.bar(year.index, year / 1000, color=BLUE)
+    left.set(xlabel="year", ylabel="ratings (thousands)", title="Ratings a year")
+    span = ratings.groupby("userId")["timestamp"].agg(lambda t: t.max() - t.min()) / 86400
+    grid = np.concatenate([[0.01], np.logspace(-1.9, np.log10(span.max()), 200)])
+    right.plot(grid, [100 * float((span <= days).mean()) for days in grid], color=ORANGE)
+    right.set_xscale("log")
+    right.axvline(1, color="black", linestyle="--", label="one day")
+    right.set(xlabel="first to last rating (days)", ylabel="users (%)", title="Users come and go")
+    right.set_ylim(0, 100)
+    right.legend()
+    return figure
+
+
+def genres(table: pd.DataFrame) -> Figure:
+    """Share of ratings and mean rating by genre.
+
+    Parameters
+    ----------
+    table
+        Index genre; columns ``share`` (of ratings, 0 to 1), ``mean`` (stars) and ``error``
+        (standard error of the mean).
+    """
+    table = table.sort_values("share")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.4), sharey=True)
+    left.barh(table.index, 100 * table["share"], color=BLUE)
+    left.set(xlabel="ratings with this genre (%)")
+    right.errorbar(table["mean"], table.index, xerr=1.96 * table["error"], fmt="o", color=ORANGE)
+    right.set(xlabel="mean rating (stars, 95% interval)")
+    return figure
+
+
+def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure:
+    """Train and validation RMSE by epoch, one panel a model, the best epoch marked."""
+    figure, axes = plt.subplots(
+        1,
+        len(histories),
+        figsize=(PAGE if len(histories) > 1 else COLUMN + 1, 2.7),
+        squeeze=False,
+        sharey=True,
+    )
+    for axis, (name, history) in zip(axes[0], histories.items(), strict=True):
+        epochs = np.arange(1, len(history.train_loss) + 1)
+        train, validation = np.sqrt(history.train_loss), np.sqrt(history.validation_loss)
+        axis.plot(epochs, train, "o-", markersize=3, color=BLUE, label="train")
+        axis.plot(epochs, validation, "s--", markersize=3, color=ORANGE, label="validation")
+        best = history.best_epoch
+        axis.plot(best, validation[best - 1], "*", markersize=11, color="black", label="best epoch")
+        axis.set(xlabel="epoch", title=name)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axis.legend()
+    axes[0, 0].set_ylabel("RMSE (stars)")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def factor_map(points: pd.DataFrame) -> Figure:
+    """Movies on two directions of factor space.
+
+    Parameters
+    ----------
+    points
+        Columns ``x``, ``y``, ``title`` and ``label`` (bool: write the title).
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 4.4))
+    axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
+    named = points[points["label"]]
+    axis.scatter(named["x"], named["y"], s=14, color=BLUE)
+    spread, line = np.ptp(points["x"]), 0.035 * np.ptp(points["y"])
+    written: list[tuple[float, float]] = []
+    named = named.sort_values("y")
+    for x, y, title in named[["x", "y", "title"]].itertuples(index=False, name=None):
+        # A title moves up where it would be written over one below it.
+        below = [height for left, height in written if abs(left - x) < 0.3 * spread]
+        height = max([y, *(level + line for level in below)])
+        written.append((x, height))
+        axis.text(x + 0.008 * spread, height + 0.3 * line, title, size=7)
+    axis.set(xlabel="first principal direction", ylabel="second principal direction")
+    axis.margins(x=0.12)
+    return figure
+
+
+def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
+    """The network as a row of boxes.
+
+    Parameters
+    ----------
+    layers
+        Title and detail of each box, input first.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 1.9))
+    width, gap = 1.0, 0.28
+    for index, (title, detail) in enumerate(layers):
+        left = index * (width + gap)
+        box = mpl.patches.FancyBboxPatch(
+            (left, 0), width, 1, boxstyle="round,pad=0.02", facecolor="white", edgecolor=BLUE
+        )
+        axis.add_patch(box)
+        axis.text(left + width / 2, 0.72, title, ha="center", va="center", weight="bold", size=7)
+        axis.text(left + width / 2, 0.33, detail, ha="center", va="center", size=6.5)
+        if index:
+            arrow = {"arrowstyle": "->", "color": "black"}
+            axis.annotate("", (left - 0.02, 0.5), (left - gap + 0.02, 0.5), arrowprops=arrow)
+    axis.set(xlim=(-0.05, len(layers) * (width + gap) - gap + 0.05), ylim=(-0.1, 1.1))
+    axis.axis("off")
+    return figure
+
+
+def dot_table(
+    table: pd.DataFrame, label: str, reference: Mapping[str, float] | None = None
+) -> Figure:
+    """One panel a column, one dot a row: a table to compare by eye.
+
+    Parameters
+    ----------
+    table
+        Rows are models (first row on top), columns are panels.
+    label
+        What the numbers are, with the unit.
+    reference
+        By column, a value to mark with a line.
+    """
+    figure, axes = plt.subplots(
+        1, table.shape[1], figsize=(PAGE, 0.6 + 0.26 * len(table)), sharey=True, squeeze=False
+    )
+    rows = np.arange(len(table))[::-1]
+    for axis, column in zip(axes[0], table.columns, strict=True):
+        values = table[column].to_numpy(float)
+        axis.plot(values, rows, "o", color=BLUE)
+        for value, row in zip(values, rows, strict=True):
+            if np.isfinite(value):
+                axis.annotate(
+                    f"{value:.3f}", (value, row), xytext=(0, 4), textcoords="offset points",
+                    ha="center", size=6.5,
+                )  # fmt: skip
+        if reference and column in reference:
+            axis.axvline(reference[column], color=RED, linestyle="--", linewidth=1)
+        axis.set(xlabel=label, title=SPLIT_NAMES.get(str(column), str(column)))
+        axis.margins(x=0.15)
+        axis.set_ylim(-0.6, len(table) - 0.3)
+        axis.set_yticks(rows, table.index)
+    return figure
+
+
+def paper_comparison(table: pd.DataFrame) -> Figure:
+    """The paper's figures beside ours.
+
+    Parameters
+    ----------
+    table
+        Index metric; column ``paper`` and one column for each way of ours.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 2.8))
+    rows = np.arange(len(table))[::-1]
+    axis.plot(table["paper"], rows, "D", color="black", markersize=7, label="paper")
+    markers = "osv^P"
+    colors = (BLUE, ORANGE, GREEN, PURPLE, BROWN)
+    ours = [column for column in table.columns if column != "paper"]
+    for index, column in enumerate(ours):
+        shift = 0.16 * (index - (len(ours) - 1) / 2)
+        axis.plot(
+            table[column], rows - shift, markers[index], color=colors[index], markersize=4.5,
+            label=column,
+        )  # fmt: skip
+    axis.set_yticks(rows, table.index)
+    axis.set(xlabel="value (RMSE and MAE in stars, the others as shares)")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def forest(
+    tables: Mapping[str, pd.DataFrame], label: str, reference: float | None = None
+) -> Figure:
+    """Means with intervals, one panel a split; models of ours in another colour and shape.
+
+    Parameters
+    ----------
+    tables
+        Split -> frame with index model and columns ``mean``, ``low``, ``high``, rows in the order
+        of drawing, top first.
+    label
+        What the numbers are, with the unit.
+    reference
+        Where a line stands that the numbers are to be compared with; None draws none.
+    """
+    rows = max(len(table) for table in tables.values())
+    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 0.7 + 0.2 * rows), squeeze=False)
+    for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
+        place = np.arange(len(table))[::-1]
+        error = [table["mean"] - table["low"], table["high"] - table["mean"]]
+        ours = table.index.str.startswith("deepcf")
+        for group, color, marker in ((~ours, BLUE, "o"), (ours, ORANGE, "D")):
+            axis.errorbar(
+                table["mean"][group], place[group], xerr=[e[group] for e in error], fmt=marker,
+                color=color, markersize=4, capsize=2,
+            )  # fmt: skip
+        if reference is not None:
+            axis.axvline(reference, color="black", linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(8 // len(tables)))
+        axis.set_yticks(place, [_short_name(model) for model in table.index])
+        axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split))
+    return figure
+
+
+def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: str) -> Figure:
+    """Differences between all pairs of models, row minus column; a dot where it is no luck.
+
+    Parameters
+    ----------
+    difference, significant
+        Square, same index and columns, floats and booleans; NaN on the diagonal.
+    label
+        What the differences are of.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 5.6))
+    limit = float(np.nanmax(np.abs(difference.to_numpy())))
+    image = axis.imshow(difference, cmap="PuOr", vmin=-limit, vmax=limit)
+    row, column = np.nonzero(significant.to_numpy())
+    axis.plot(column, row, "o", color="black", markersize=2.5)
+    names = [_short_name(model) for model in difference.index]
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.grid(False)
+    figure.colorbar(image, label=label, shrink=0.8)
+    return figure
+
+
+def curves(
+    tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str, log_x: bool = False
+) -> Figure:
+    """Lines with bands, one panel a table.
+
+    Parameters
+    ----------
+    tables
+        Title -> frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
+    x_label, y_label, log_x
+        Of all panels.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 3.0), squeeze=False)
+    markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        for index, (model, line) in enumerate(table.groupby("model", sort=False)):
+            style = {"color": palette[index % len(palette)], "marker": markers[index]}
+            axis.plot(line["x"], line["mean"], label=model, markersize=3.5, linewidth=1, **style)
+            axis.fill_between(
+                line["x"], line["low"], line["high"], color=style["color"], alpha=0.15, linewidth=0
+            )
+        axis.set(xlabel=x_label, title=SPLIT_NAMES.get(title, title))
+        if log_x:
+            axis.set_xscale("log")
+    axes[0, 0].set_ylabel(y_label)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) -> Figure:
+    """What models say against what comes of it; on the diagonal they are right.
+
+    Parameters
+    ----------
+    tables
+        Model -> frame with ``confidence``, ``outcome`` and ``cases``; the area of a point shows
+        its share of the cases. Bins with fewer than 10 cases are not drawn.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    for axis, (model, table) in zip(axes[0], tables.items(), strict=True):
+        table = table[table["cases"] >= 10]
+        both = pd.concat([table["confidence"], table["outcome"]])
+        ends = [both.min(), both.max()]
+        axis.plot(ends, ends, color="black", linestyle="--", linewidth=1)
+        axis.plot(table["confidence"], table["outcome"], color=BLUE, linewidth=1)
+        share = table["cases"] / table["cases"].sum()
+        axis.scatter(table["confidence"], table["outcome"], s=4 + 250 * share, color=BLUE)
+        axis.set(xlabel=x_label, title=model)
+    axes[0, 0].set_ylabel(y_label)
+    return figure
+
+
+def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
+    """Precision and recall of every protocol, by threshold, and where the paper stands."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.0))
+    panels = ((left, "recall@10", "precision@10"), (right, "RMSE", "NDCG@10"))
+    for axis, x, y in panels:
+        hue = "threshold" if axis is left else "split"
+        for index, (value, group) in enumerate(table.groupby(hue, sort=False)):
+            axis.scatter(
+                group[x], group[y], s=9, alpha=0.6, marker="os^v"[index],
+                color=(BLUE, ORANGE, GREEN, PURPLE)[index],
+                label=f"{hue} {SPLIT_NAMES.get(str(value), value)}",
+            )  # fmt: skip
+        axis.plot(paper[x], paper[y], "*", color="black", markersize=13, label="paper")
+        axis.set(xlabel=x, ylabel=y)
+        axis.legend(fontsize=6.5)
+    return figure
+
+
+def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """How far each choice alone moves each metric.
+
+    Parameters
+    ----------
+    table
+        Columns ``choice``, ``value`` and one for each of `metrics`, the change.
+    """
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(PAGE, 0.8 + 0.21 * len(table)), sharey=True
+    )
+    names = table["choice"] + ": " + table["value"]
+    for axis, metric in zip(axes, metrics, strict=True):
+        colors = [BLUE if change >= 0 else ORANGE for change in table[metric]]
+        axis.barh(names, table[metric], color=colors)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=metric)
+        axis.tick_params(axis="x", labelsize=6.5)
+    axes[0].invert_yaxis()
+    figure.supxlabel("change against the nearest protocol", fontsize=9)
+    return figure
+
+
+def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -> Figure:
+    """How many times faster than the plain way, and what time and memory cost by size.
+
+    Parameters
+    ----------
+    ratios
+        Index: what is compared; columns ``ratio`` and ``target`` (NaN where there is none).
+    sizes
+        Columns ``model``, ``ratings``, ``fit_s`` (one epoch) and ``peak_bytes``.
+    vocabulary
+        Columns ``model``, ``rows`` (users and movies), ``ours_ms`` and ``dense_ms`` (a step).
+    """
+    size = PAGE, max(4.0, 0.9 + 0.38 * len(ratios))
+    layout = "REM;RSS"  # ratios, epoch, memory; step
+    figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=(2, 1, 1))
+    place = np.arange(len(ratios))[::-1]
+    left = axes["R"]
+    left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
+    left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")
+    left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
+    left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
+    left.axvline(1, color=GREY, linestyle="--")
+    left.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
+    colors = {"deepcf": BLUE, "mf": ORANGE}
+    for panel, column, unit, label in (
+        ("E", "fit_s", 1.0, "one epoch (s)"),
+        ("M", "peak_bytes", 2.0**30, "peak memory (GiB)"),
+    ):
+        for model, rows in sizes.groupby("model"):
+            color = colors[str(model)]
+            axes[panel].plot(rows["ratings"], rows[column] / unit, marker="o", color=color)
+        axes[panel].set(xlabel="ratings", ylabel=label)
+    for model, rows in vocabulary.groupby("model"):
+        for column, style, how in (("dense_ms", "--", "dense Adam"), ("ours_ms", "-", "here")):
+            axes["S"].plot(
+                rows["rows"], rows[column], style, marker="o",
+                color=colors[str(model)], label=f"{model}, {how}",
+            )  # fmt: skip
+    axes["S"].set(xlabel="users and movies", ylabel="one step (ms)")
+    axes["S"].legend(
+        loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, frameon=False, fontsize="small"
+    )
+    for panel in "EMS":
+        axes[panel].set(xscale="log", yscale="log")
+        low, high = axes[panel].dataLim.intervaly
+        axes[panel].set_ylim(low / 1.6, high * 1.6)  # wide enough for two numbers on the axis
+        axes[panel].yaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
+    """A user's list: recommendation strength, and how the attention is divided."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(PAGE, 0.9 + 0.24 * len(explanations)), sharey=True
+    )
+    rows = np.arange(len(explanations))[::-1]
+    titles = [_shorten(e.title or f"movie {e.movie_id}") for e in explanations]
+    left.barh(rows, [e.strength for e in explanations], color=BLUE)
+    left.set_yticks(rows, titles)
+    left.set(xlabel="recommendation strength", xlim=(0, 1))
+    user = np.array([e.user_weight for e in explanations])
+    right.barh(rows, user, color=ORANGE, label="user preferences")
+    right.barh(
+        rows, 1 - user, left=user, color="white", edgecolor=GREEN, hatch="///",
+        label="movie characteristics",
+    )  # fmt: skip
+    right.set(xlabel="attention weight", xlim=(0, 1))
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, frameon=False)
+    return figure
+
+
+def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
+    """How the weight on user preferences is spread over pairs, users' means and movies' means."""
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.3), sharex=True)
+    panels = {"test ratings": by_pair, "users (mean)": by_user, "movies (mean)": by_movie}
+    for axis, (unit, values), color in zip(
+        axes, panels.items(), (BLUE, ORANGE, GREEN), strict=True
+    ):
+        axis.hist(values, bins=40, color=color)
+        axis.axvline(0.5, color="black", linestyle="--")
+        axis.set(xlabel="weight on user preferences", ylabel=unit)
+    return figure
+
+
+def share_against_share(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
+    """The user's share by interventions and by attention; on the diagonal they agree.
+
+    Parameters
+    ----------
+    panels
+        Title -> shares of the same pairs, in [0, 1]: Shapley's, then the attention's.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
+    for axis, (title, (shapley, attention)) in zip(axes[0], panels.items(), strict=True):
+        axis.hexbin(
+            shapley, attention, gridsize=35, extent=(0, 1, 0, 1), cmap="Blues", bins="log", mincnt=1
+        )
+        axis.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
+        axis.set(xlabel="Shapley share of the user", title=title, xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].set_ylabel("attention on the user")
+    return figure
+
+
+def matrix_sample(counts: NDArray[Any]) -> Figure:
+    """A corner of the rating matrix: a dark cell is a rating."""
+    figure, axis = plt.subplots(figsize=(PAGE, 2.6))
+    axis.imshow(counts, cmap="Blues", aspect="auto", interpolation="nearest")
+    axis.set(xlabel="movies, most rated first", ylabel="users, most active first")
+    axis.grid(False)
+    return figure
+
+
+def _short_name(model: str) -> str:
+    return model.replace(", ranking output (best epoch)", " + ranking")
+
+
+def _shorten(text: str, length: int = 34) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

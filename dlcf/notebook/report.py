@@ -1,0 +1,129 @@
+"""The README's tables, generated from `results/`: ``python -m dlcf.report`` rewrites them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
+from dlcf.runtime import paths
+from dlcf.studies.compare import load_comparison
+
+__all__ = [
+    "HEADLINE",
+    "bench_table",
+    "comparison_table",
+    "headline_table",
+    "readme_with_tables",
+    "update_readme",
+]
+
+HEADLINE = "04_evaluation"
+
+
+def headline_table(results: Path | None = None) -> str:
+    """One run of notebook 04: models by rows, splits and protocols by columns, in Markdown.
+
+    Parameters
+    ----------
+    results
+        JSON file that notebook 04 wrote; the committed one by default.
+    """
+    results = results or paths.RESULTS / f"{HEADLINE}.json"
+    content = json.loads(results.read_text(encoding="utf-8"))
+    splits, k = content["numbers"]["splits"], content["parameters"]["K"]
+    ranked = [name for name in splits if name != "global-temporal"]
+    header = ["model", *(f"RMSE, {name}" for name in splits)]
+    header += [f"NDCG@{k} full, {name}" for name in ranked]
+    rows = []
+    for model in next(iter(splits.values()))["models"]:
+        found = {name: splits[name]["models"][model] for name in splits}
+        values = [found[name]["rmse"] for name in splits]
+        values += [found[name]["full"][f"ndcg@{k}"] for name in ranked]
+        rows.append([model, *(f"{value:.3f}" for value in values)])
+    return _markdown(header, rows)
+
+
+def comparison_table(path: Path | None = None) -> str:
+    """The comparison over seeds: means and half widths of their 95% intervals, lowest RMSE first.
+
+    Models that only rank predict ratings as `bias` does; their RMSE is left out.
+
+    Parameters
+    ----------
+    path
+        What `python -m dlcf.compare` wrote; the committed file by default.
+    """
+    splits = load_comparison(path)["splits"]
+    header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
+    first = next(iter(splits.values()))["models"]
+    rows = []
+    for model in sorted(first, key=lambda name: (_only_ranks(name), first[name]["rmse"][0])):
+        errors = [splits[name]["models"][model]["rmse"] for name in splits]
+        ranking = [splits[name]["models"][model]["full"]["ndcg"] for name in splits]
+        shown = ["–"] * len(errors) if _only_ranks(model) else [_interval(e) for e in errors]
+        rows.append([model, *shown, *(_interval(value) for value in ranking)])
+    return _markdown(header, rows)
+
+
+def bench_table(path: Path | None = None) -> str:
+    """What `make bench` measured of all that has a target: times, ratio and target.
+
+    Parameters
+    ----------
+    path
+        What `python -m dlcf.bench` wrote; the committed file by default.
+    """
+    header = ["what", "plain way", "here", "times faster", "run before", "target"]
+    rows = []
+    record = load_bench(path)
+    for name, found in ratio_table(record).iterrows():
+        times = [_duration(found[key]) for key in ("reference_s", "ours_s")]
+        ratios = [f"{found[key]:.2g}" for key in ("ratio", "before", "target")]
+        rows.append([str(name), *times, *ratios])
+    for name, found in seconds_table(record).iterrows():
+        now, before, target = (_duration(found[key]) for key in ("ours_s", "before", "target"))
+        rows.append([str(name), "–", now, "–", before, target])
+    return _markdown(header, rows)
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:,.1f} s"
+    return f"{1000 * seconds:.1f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
+
+
+def readme_with_tables(readme: str) -> str:
+    """The README's text with its tables made anew."""
+    for name, table in (("results", comparison_table()), ("bench", bench_table())):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        block = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        if not block.search(readme):
+            raise ValueError(f"README.md has no block between {begin} and {end}; put it back")
+        readme = block.sub(f"{begin}\n{table}\n{end}", readme)
+    return readme
+
+
+def update_readme() -> None:
+    """Rewrite README.md in place."""
+    path = paths.ROOT / "README.md"
+    paths.write_atomically(path, readme_with_tables(path.read_text(encoding="utf-8")))
+
+
+def _only_ranks(model: str) -> bool:
+    return model in ("popular", "ials", "ease", "rp3beta")
+
+
+def _interval(value: Sequence[float]) -> str:
+    return f"{value[0]:.3f} ± {value[2] - value[0]:.3f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+if __name__ == "__main__":
+    update_readme()

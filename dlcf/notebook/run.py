@@ -1,0 +1,136 @@
+"""Execute notebooks headless: ``python -m dlcf.run [NOTEBOOK ...] [-p NAME VALUE ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+
+from dlcf.data import resolve_dataset
+from dlcf.notebook.experiment import check_parameters, output_folder, read_parameters
+from dlcf.notebook.report import HEADLINE, headline_table
+from dlcf.runtime import paths
+
+__all__ = ["keep_outputs", "main", "run_notebook"]
+
+
+def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
+    """Execute one notebook with papermill.
+
+    Parameters
+    ----------
+    notebook
+        File name in `notebooks/`, without its ending.
+    parameters
+        Replace stored values; an unknown name or a wrong type is an error before anything runs.
+    output
+        Where the executed notebook goes.
+
+    Returns
+    -------
+    float
+        Seconds it took.
+    """
+    check_parameters(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    papermill.execute_notebook(
+        paths.NOTEBOOKS / f"{notebook}.ipynb",
+        output,
+        parameters=parameters,
+        progress_bar=sys.stderr.isatty(),
+        cwd=paths.NOTEBOOKS,
+        extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which warns about its transport
+    )
+    return time.perf_counter() - start
+
+
+def keep_outputs(executed: Path) -> None:
+    """Put an executed notebook in place of the one in `notebooks/`, less what changes by itself.
+
+    Times, papermill's records and widget states go; sources, tags and outputs stay.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    language = {"name": "python"}
+    notebook.metadata = {
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": language,
+    }
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        for output in cell.get("outputs", []):
+            if "metadata" in output:
+                output["metadata"] = {}
+    text = nbformat.writes(notebook) + "\n"
+    paths.write_atomically(paths.NOTEBOOKS / executed.name, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m dlcf.run", description=__doc__)
+    parser.add_argument("notebooks", nargs="*", help="names or paths; all of them by default")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    parser.add_argument("--output", type=Path, default=paths.RUNS, help="default: runs/")
+    parser.add_argument(
+        "--keep", action="store_true", help="put the executed notebooks in place of notebooks/"
+    )
+    options = parser.parse_args(arguments)
+    if options.keep and options.parameter:
+        parser.error("--keep is for the stored parameters; leave out -p")
+    names = [Path(n).stem for n in options.notebooks]
+    names = names or sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    given = {name: _value(text) for name, text in options.parameter}
+    try:
+        known = {name: read_parameters(name) for name in names}
+        taken = set().union(*known.values())
+        unknown = sorted(set(given) - taken)
+        if unknown:
+            raise ValueError(
+                f"no notebook takes {', '.join(unknown)}; they take {', '.join(sorted(taken))}"
+            )
+        if "DATASET" in taken and "DATASET" not in given:
+            default = next(p["DATASET"] for p in known.values() if "DATASET" in p)
+            dataset = resolve_dataset(default)
+            if dataset != default:
+                given["DATASET"] = dataset
+        chosen = {name: {k: v for k, v in given.items() if k in known[name]} for name in names}
+        for name in names:
+            check_parameters(name, chosen[name])
+    except ValueError as error:
+        parser.error(str(error))
+    for number, name in enumerate(names, start=1):
+        print(f"[{number}/{len(names)}] {name} ...", end=" ", flush=True)
+        executed = options.output / f"{name}.ipynb"
+        seconds = run_notebook(name, chosen[name], executed)
+        if options.keep and not given:
+            keep_outputs(executed)
+        print(f"{seconds:.0f} s", flush=True)
+    print(f"\nExecuted notebooks: {options.output}")
+    folders = {name: output_folder(name, chosen[name]) for name in names}
+    for folder in dict.fromkeys(folders.values()):
+        print(f"Figures and results: {folder / 'figures'}, {folder / 'results'}")
+    if HEADLINE in folders:
+        print(f"\n{headline_table(folders[HEADLINE] / 'results' / f'{HEADLINE}.json')}")
+    return 0
+
+
+def _value(text: str) -> Any:
+    """Read as papermill's own -p does: a Python literal where it is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

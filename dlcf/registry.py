@@ -1,0 +1,150 @@
+"""Every model by its name: `make` a fresh one, `load_model` a saved one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from dlcf.baselines.fm import (
+    FactorizationMachine,
+    ImplicitFactorizationMachine,
+    SideFactorizationMachine,
+)
+from dlcf.baselines.knn import ItemKNN, UserKNN
+from dlcf.baselines.ranking import EASE, ImplicitALS, RP3Beta
+from dlcf.explanation import Explanation
+from dlcf.models.base import FORMAT, Recommender
+from dlcf.models.baselines import Bias, GlobalMean, Popular
+from dlcf.models.deepcf import DeepCF
+from dlcf.models.mf import MatrixFactorization, SVDPlusPlus
+from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.runtime.checkpoints import keeping_checkpoints
+from dlcf.runtime.parallel import map_in_processes
+from dlcf.training import pick_device
+
+__all__ = ["Explanation", "Recommender", "available", "fit_together", "load_model", "make"]
+
+_REGISTRY: dict[str, type[Recommender]] = {
+    model.name: model
+    for model in (
+        GlobalMean,
+        Bias,
+        Popular,
+        MatrixFactorization,
+        SVDPlusPlus,
+        DeepCF,
+        DeepCFPlus,
+        ItemKNN,
+        UserKNN,
+        FactorizationMachine,
+        ImplicitFactorizationMachine,
+        SideFactorizationMachine,
+        ImplicitALS,
+        EASE,
+        RP3Beta,
+    )
+}
+
+
+def available() -> list[str]:
+    """Names that :func:`make` takes."""
+    return list(_REGISTRY)
+
+
+def make(name: str, **hyper_parameters: Any) -> Recommender:
+    """A fresh, unfitted model.
+
+    Parameters
+    ----------
+    name
+        One of :func:`available`.
+    **hyper_parameters
+        Override the model's defaults. `seed` is taken by every model; those without randomness
+        ignore it.
+
+    Raises
+    ------
+    ValueError
+        The name or a hyper-parameter is unknown; the message lists the known ones.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(_REGISTRY)}")
+    model = _REGISTRY[name]
+    known = model.hyper_parameters()
+    if "seed" not in known:
+        hyper_parameters.pop("seed", None)
+    unknown = sorted(set(hyper_parameters) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(known) or 'none'}"
+        )
+    return model(**hyper_parameters)
+
+
+def fit_together(
+    name: str,
+    seeds: Sequence[int],
+    train: pd.DataFrame,
+    validation: pd.DataFrame | None = None,
+    movies: pd.DataFrame | None = None,
+    **hyper_parameters: Any,
+) -> list[Recommender]:
+    """Models that differ only in their seeds, fitted at once.
+
+    Each is what :func:`make` and `fit` give for its seed on one thread. Where torch has more than
+    one thread, as many parallel processes fit them and send them back; networks that go to a GPU
+    are fitted one after another.
+
+    Parameters
+    ----------
+    name, **hyper_parameters
+        As for :func:`make`, without the seed.
+    seeds
+        One for each model.
+    train, validation, movies
+        As for :meth:`Recommender.fit`.
+
+    Returns
+    -------
+    list
+        The fitted models, in the order of `seeds`.
+    """
+    models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
+    n_threads = torch.get_num_threads()
+    on_gpu = pick_device(getattr(models[0], "device", "cpu")).type != "cpu" if models else False
+    fit = methodcaller("fit", train, validation, movies)
+    if n_threads == 1 or len(models) < 2 or on_gpu:
+        return [fit(model) for model in models]
+    # No more at a time than threads, or they would push each other's weights out of the caches;
+    # but those that are left over share the cores with the first, not the last with nobody.
+    workers = n_threads + len(models) % n_threads
+    return map_in_processes(keeping_checkpoints(fit), models, workers, "fits")
+
+
+def load_model(folder: str | Path) -> Recommender:
+    """The fitted model that :meth:`Recommender.save` wrote; it predicts the same numbers.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds no `model.json`.
+    ValueError
+        The folder was written in a format that this version does not read.
+    """
+    folder = Path(folder)
+    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
+            "fit the model again"
+        )
+    model = make(description["name"], **description["config"])
+    model._load(folder, description)
+    return model
