@@ -103,7 +103,7 @@ def fast_step_time(
     step = _training_step(0, steps, batch_size)
     for index in range(WARM_UP):
         step(index * batch_size, (index + 1) * batch_size)
-    step.settle()
+    step.flush()
     start = clock()
     step.begin_epoch()
     for index in range(steps):
@@ -174,7 +174,7 @@ def vocabulary_step_times(
         step = network.training_step(train, config)
         ours = seconds(step, steps)
     start = clock()
-    step.settle()
+    step.flush()
     return ours, dense, clock() - start
 
 

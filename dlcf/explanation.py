@@ -165,6 +165,29 @@ class Explanation:
     genres: tuple[GenreEffect, ...] = ()
     counterfactual: Counterfactual | None = None
 
+    @classmethod
+    def of_rating(
+        cls,
+        user_id: int,
+        movie_id: int,
+        rating: float,
+        scale: tuple[float, float],
+        user_weight: float,
+        **more: Any,
+    ) -> Explanation:
+        """From a predicted rating and the user's weight, in [0, 1] or NaN; `more` are fields."""
+        low, high = scale
+        return cls(
+            user_id=int(user_id),
+            movie_id=int(movie_id),
+            strength=(rating - low) / (high - low),
+            user_weight=user_weight,
+            movie_weight=1.0 - user_weight,
+            rating=rating,
+            scale=scale,
+            **more,
+        )
+
     def sentence(self) -> str:
         """One plain sentence for a person."""
         chance = f", {self._chance()}" if self.chance is not None else ""

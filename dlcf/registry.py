@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from operator import methodcaller
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+import dlcf.fast  # noqa: F401 - fills the hooks of training and scoring
 from dlcf.baselines.fm import (
     FactorizationMachine,
     ImplicitFactorizationMachine,
@@ -18,15 +18,17 @@ from dlcf.baselines.fm import (
 )
 from dlcf.baselines.knn import ItemKNN, UserKNN
 from dlcf.baselines.ranking import EASE, ImplicitALS, RP3Beta
+from dlcf.baselines.svdpp import SVDPlusPlus
 from dlcf.explanation import Explanation
 from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
-from dlcf.models.deepcf import DeepCF
-from dlcf.models.mf import MatrixFactorization, SVDPlusPlus
+from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.runtime.checkpoints import keeping_checkpoints
 from dlcf.runtime.parallel import map_in_processes
+from dlcf.runtime.saving import read_folder
 from dlcf.training import pick_device
+from dlcf.variants.deepcf import ExplainedDeepCF
 
 __all__ = ["Explanation", "Recommender", "available", "fit_together", "load_model", "make"]
 
@@ -38,7 +40,7 @@ _REGISTRY: dict[str, type[Recommender]] = {
         Popular,
         MatrixFactorization,
         SVDPlusPlus,
-        DeepCF,
+        ExplainedDeepCF,
         DeepCFPlus,
         ItemKNN,
         UserKNN,
@@ -138,13 +140,12 @@ def load_model(folder: str | Path) -> Recommender:
     ValueError
         The folder was written in a format that this version does not read.
     """
-    folder = Path(folder)
-    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    arrays, description = read_folder(folder)
     if description["format"] != FORMAT:
         raise ValueError(
             f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
             "fit the model again"
         )
     model = make(description["name"], **description["config"])
-    model._load(folder, description)
+    model.restore(arrays, description)
     return model

@@ -1,17 +1,15 @@
 """The one training loop: optimiser, schedule, early stopping, history, checkpoints, progress.
 
-It trains any :class:`RatingNetwork`. What happens on a batch is a :class:`TrainingStep`: autograd
-and Adam by default, or a faster one that the network brings (:mod:`dlcf.fast.deferred_step`,
-:mod:`dlcf.fast.attention_step`, :mod:`dlcf.fast.factor_step`). With
-:func:`dlcf.runtime.checkpoints.checkpoints` a run that was killed goes on where it was. Batches are cut
-from tensors by index: a data loader that collates row by row costs more than the network's own
-arithmetic at these sizes.
+It trains any :class:`RatingNetwork`, batch by batch, with a :class:`TrainingStep`: the plain one is
+:class:`AutogradStep`, and :data:`FASTER_STEPS` is where a faster one for a type of network can be
+put. Batches are cut from tensors by index: a data loader that collates row by row costs more than
+the network's own arithmetic at these sizes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,7 +24,9 @@ from dlcf.runtime.checkpoints import Checkpoint
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 
 __all__ = [
+    "FASTER_STEPS",
     "AutogradStep",
+    "Batch",
     "History",
     "RatingNetwork",
     "TrainingConfig",
@@ -36,6 +36,7 @@ __all__ = [
     "predict_in_batches",
     "seeded",
     "train_network",
+    "training_step",
 ]
 
 # The network's inputs, then the ratings; equally many rows in each.
@@ -56,7 +57,7 @@ class RatingNetwork(nn.Module):
         return torch.optim.Adam(self.parameters(), config.learning_rate, fused=True)
 
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """What one batch is trained on and what is reported of it.
+        """The objective of one batch, and its mean squared error; by default they are the same.
 
         Parameters
         ----------
@@ -66,16 +67,81 @@ class RatingNetwork(nn.Module):
         Returns
         -------
         objective, error
-            The objective, which may hold regularisation, and the mean squared error alone; the
-            same by default.
+            ``()`` each. The objective may hold regularisation; the error is what is reported.
         """
         *inputs, ratings = batch
         error = nn.functional.mse_loss(self(*inputs), ratings)
         return error, error
 
-    def training_step(self, train: Batch, config: TrainingConfig) -> TrainingStep:
-        """How a batch is trained on; for the arguments see :func:`train_network`."""
-        return AutogradStep(self, train, config)
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained; the defaults are the paper's.
+
+    Attributes
+    ----------
+    epochs, batch_size, learning_rate
+        Passes over the data, ratings a step, Adam's step size.
+    schedule
+        ``"plateau"``: ReduceLROnPlateau on validation loss. ``"one-cycle"``: a tenth of the steps
+        up to `learning_rate`, then down to zero (Smith and Topin, 2018); needs no validation data.
+    lr_factor, lr_patience
+        Of ``"plateau"``: multiply the learning rate by the factor after more than `lr_patience`
+        epochs without improvement.
+    early_stopping
+        Stop after this many epochs without improvement; None never stops.
+    seed
+        Draws the initial weights, the order of the ratings and the dropout.
+    device
+        ``"cpu"``, ``"cuda"``, ... or ``"auto"``: CUDA where there is one.
+    precision
+        ``"float32"``, or ``"bf16"``: matrix products in bfloat16, weights and sums in float32.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    schedule: str = "plateau"
+    lr_factor: float = 0.5
+    lr_patience: int = 2
+    early_stopping: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number")
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                choice = " or ".join(known)
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose {choice}")
+
+
+@dataclass
+class History:
+    """What happened in each epoch; losses are mean squared errors in squared rating units.
+
+    The train loss is the mean over the epoch's batches as they were trained on, weighted by their
+    rows (dropout on, penalty left out); the validation loss is over all validation rows, with the
+    network in evaluation mode.
+    """
+
+    train_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """Number (from 1) of the epoch with the lowest validation loss; the last without one."""
+        if not self.validation_loss:
+            return len(self.train_loss)
+        return 1 + min(range(len(self.validation_loss)), key=self.validation_loss.__getitem__)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The three lists by name."""
+        return asdict(self)
 
 
 class TrainingStep(ABC):
@@ -105,7 +171,7 @@ class TrainingStep(ABC):
         """
 
     @abstractmethod
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Bring the network's weights up to date; they may lag behind within an epoch."""
 
     @abstractmethod
@@ -148,14 +214,13 @@ class AutogradStep(TrainingStep):
         objective, error = self.losses(*batch)
         self.optimizer.zero_grad()
         (objective if n_processes() == 1 else objective * weight * n_processes()).backward()
-        self._move()
+        self._update_weights()
         return sum_over_processes(error.detach() * weight)
 
-    def _move(self) -> None:
-        """Move the weights by their gradients."""
+    def _update_weights(self) -> None:
         self.optimizer.step()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Nothing to do: the optimiser works on the network's own weights."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,75 +256,17 @@ class _Losses(nn.Module):
             return self.network.losses(*batch)
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a network is trained; the defaults are the paper's.
-
-    Attributes
-    ----------
-    epochs, batch_size, learning_rate
-        Passes over the data, ratings a step, Adam's step size.
-    schedule
-        ``"plateau"``: ReduceLROnPlateau on validation loss. ``"one-cycle"``: a tenth of the steps
-        up to `learning_rate`, then down to zero (Smith and Topin, 2018); needs no validation data.
-    lr_factor, lr_patience
-        Of ``"plateau"``: multiply the learning rate by the factor after more than `lr_patience`
-        epochs without improvement.
-    early_stopping
-        Stop after this many epochs without improvement; None never stops.
-    seed
-        Draws the initial weights, the order of the ratings and the dropout.
-    device
-        ``"cpu"``, ``"cuda"``, ... or ``"auto"``: CUDA where there is one.
-    precision
-        ``"float32"``, or ``"bf16"``: matrix products in bfloat16, weights and sums in float32.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    schedule: str = "plateau"
-    lr_factor: float = 0.5
-    lr_patience: int = 2
-    early_stopping: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; choose {' or '.join(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            known = " or ".join(PRECISIONS)
-            raise ValueError(f"unknown precision {self.precision!r}; choose {known}")
+# By the exact type of a network, since a subclass may compute something else. A maker gives None
+# where it cannot train with these settings.
+StepMaker = Callable[[Any, Batch, TrainingConfig], "TrainingStep | None"]
+FASTER_STEPS: dict[type[RatingNetwork], StepMaker] = {}
 
 
-@dataclass
-class History:
-    """What happened in each epoch; losses are mean squared errors in squared rating units.
-
-    The train loss is the mean over the epoch's batches as they were trained on, weighted by their
-    rows (dropout on, penalty left out); the validation loss is over all validation rows, with the
-    network in evaluation mode.
-    """
-
-    train_loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-
-    @property
-    def best_epoch(self) -> int:
-        """Number (from 1) of the epoch with the lowest validation loss; the last without one."""
-        if not self.validation_loss:
-            return len(self.train_loss)
-        return 1 + min(range(len(self.validation_loss)), key=self.validation_loss.__getitem__)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The three lists by name."""
-        return asdict(self)
+def training_step(network: RatingNetwork, train: Batch, config: TrainingConfig) -> TrainingStep:
+    """A faster step where there is one for this type of network, else :class:`AutogradStep`."""
+    faster = FASTER_STEPS.get(type(network))
+    step = faster(network, train, config) if faster else None
+    return step or AutogradStep(network, train, config)
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -305,157 +312,106 @@ def train_network(
     ValueError
         There are fewer than two ratings: batch normalisation has no variance to work with.
     """
-    n_rows = len(train[-1])
-    if n_rows < 2:
-        raise ValueError(f"a network needs at least 2 ratings to train on, not {n_rows}")
-    step = network.training_step(train, config)
-    batches = _batches(n_rows, config.batch_size)
-    run = _Run(network, validation, config, step.optimizer, len(batches))
+    if len(train[-1]) < 2:
+        raise ValueError(f"a network needs at least 2 ratings to train on, not {len(train[-1])}")
+    run = _Run(network, train, validation, config)
     checkpoint = Checkpoint(network, [train, validation], config)
-    progress = _Progress(step, run, n_rows)
-    progress.resume(checkpoint.load())
+    state = checkpoint.load()
+    if state is not None:
+        run.load_state_dict(state)
     with tqdm(total=config.epochs, desc="epochs", disable=None, leave=False) as bar:
-        while progress.epoch < config.epochs and not run.stopped:
-            bar.n = progress.epoch
-            bar.set_postfix_str(str(run))
-            progress.train_epoch(batches, checkpoint)
-            checkpoint.save(progress.state_dict())
-    return run.finish()
-
-
-class _Progress:
-    """How far training has come, to the batch."""
-
-    def __init__(self, step: TrainingStep, run: _Run, n_rows: int) -> None:
-        self.step, self.run, self.n_rows = step, run, n_rows
-        self.epoch = 0
-        self.batch = 0
-        self.total = torch.zeros((), dtype=torch.float64)
-
-    def train_epoch(self, batches: Sequence[tuple[int, int]], checkpoint: Checkpoint) -> None:
-        """From where it stands to the end of the epoch."""
-        self.run.network.train()
-        if self.batch == 0:
-            self.step.begin_epoch()
-            self.total.zero_()
-        total = self.total.to(self.run.device)
-        for start, stop in batches[self.batch :]:
-            total += self.step(start, stop) * (stop - start)
-            self.run.end_batch()
-            self.batch += 1
-            if checkpoint.due(self.batch) and self.batch < len(batches):
-                self.total.copy_(total)
-                checkpoint.save(self.state_dict())
-        self.step.settle()
-        self.run.end_epoch(float(total) / self.n_rows)
-        self.epoch, self.batch = self.epoch + 1, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        place = {"epoch": self.epoch, "batch": self.batch, "total": self.total}
-        return {**place, "run": self.run.state_dict(), "step": self.step.state_dict()}
-
-    def resume(self, state: dict[str, Any] | None) -> None:
-        """Go on from what :meth:`state_dict` gave, or begin where that is None."""
-        if state is None:
-            return
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self.total.copy_(state["total"])
-        self.step.load_state_dict(state["step"])
-        self.run.load_state_dict(state["run"])
+        while run.epoch < config.epochs and not run.stopped:
+            bar.n = run.epoch
+            losses = run.history.validation_loss
+            bar.set_postfix({"validation_loss": losses[-1]} if losses else {})
+            run.train_epoch(checkpoint)
+            checkpoint.save(run.state_dict())
+    network.eval()
+    return run.history, run.best
 
 
 class _Run:
-    """One network's way through the epochs: schedule, history, best weights, early stopping."""
+    """One network's way through the epochs; `state_dict` holds all that a resumed run needs."""
 
     def __init__(
-        self,
-        network: RatingNetwork,
-        validation: Batch | None,
-        config: TrainingConfig,
-        optimizer: torch.optim.Optimizer,
-        n_batches: int,
+        self, network: RatingNetwork, train: Batch, validation: Batch | None, config: TrainingConfig
     ) -> None:
-        self.network = network
-        self.validation = validation
-        self.optimizer = optimizer
-        self.patience = config.early_stopping
+        self.network, self.validation, self.config = network, validation, config
+        self.n_rows = len(train[-1])
+        self.step = training_step(network, train, config)
+        self.batches = _batches(self.n_rows, config.batch_size)
+        self.schedule = _schedule(self.step.optimizer, config, len(self.batches))
         self.history = History()
         self.best: dict[str, Tensor] = {}
-        self.last: dict[str, Tensor] = {}
-        self.stopped = False
-        self.plateau: ReduceLROnPlateau | None = None
-        self.one_cycle: OneCycleLR | None = None
-        if config.schedule == "plateau":
-            self.plateau = ReduceLROnPlateau(
-                optimizer, factor=config.lr_factor, patience=config.lr_patience
-            )
-        else:
-            # At exactly ten steps the tenth that leads up would end where it begins: a division
-            # by zero.
-            steps = max(config.epochs * n_batches, 11)
-            highest = [group["lr"] for group in optimizer.param_groups]
-            self.one_cycle = OneCycleLR(optimizer, highest, total_steps=steps, pct_start=0.1)
+        self.epoch = self.batch = 0
+        self.total = torch.zeros((), dtype=torch.float64, device=train[-1].device)
 
-    def end_batch(self) -> None:
-        if self.one_cycle is not None:
-            self.one_cycle.step()
+    @property
+    def stopped(self) -> bool:
+        """Whether validation has not improved for as long as early stopping waits."""
+        patience = self.config.early_stopping
+        return patience is not None and self.epoch - self.history.best_epoch >= max(patience, 1)
 
-    def end_epoch(self, train_loss: float) -> None:
+    def train_epoch(self, checkpoint: Checkpoint) -> None:
+        """From where it stands to the end of the epoch."""
+        self.network.train()
+        if self.batch == 0:
+            self.step.begin_epoch()
+            self.total.zero_()
+        for start, stop in self.batches[self.batch :]:
+            self.total += self.step(start, stop) * (stop - start)
+            if isinstance(self.schedule, OneCycleLR):
+                self.schedule.step()
+            self.batch += 1
+            if checkpoint.due(self.batch) and self.batch < len(self.batches):
+                checkpoint.save(self.state_dict())
+        self.step.flush()
         self.network.eval()
-        if self.stopped:  # others go on
-            return
+        self._record(float(self.total) / self.n_rows)
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def _record(self, train_loss: float) -> None:
         history = self.history
-        history.learning_rate.append(self.optimizer.param_groups[0]["lr"])
+        history.learning_rate.append(self.step.optimizer.param_groups[0]["lr"])
         history.train_loss.append(train_loss)
         if self.validation is not None and len(self.validation[-1]):
             history.validation_loss.append(mean_squared_error(self.network, self.validation))
-            if self.plateau is not None:
-                self.plateau.step(history.validation_loss[-1])
-        epoch = len(history.train_loss)
-        if history.best_epoch == epoch:
-            self.best = self._weights()
-        elif self.patience is not None and epoch - history.best_epoch >= self.patience:
-            self.stopped = True
-            self.last = self._weights()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+            if isinstance(self.schedule, ReduceLROnPlateau):
+                self.schedule.step(history.validation_loss[-1])
+        if history.best_epoch == len(history.train_loss):
+            weights = self.network.state_dict()
+            self.best = {name: value.clone() for name, value in weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        schedule = self.plateau or self.one_cycle
-        assert schedule is not None
         return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "total": self.total,
             "history": self.history.as_dict(),
             "best": self.best,
-            "last": self.last,
-            "stopped": self.stopped,
-            "schedule": schedule.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        schedule = self.plateau or self.one_cycle
-        assert schedule is not None
-        schedule.load_state_dict(state["schedule"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.total.copy_(state["total"])
         self.history = History(**state["history"])
-        self.stopped = state["stopped"]
-        self.best, self.last = (
-            {name: value.to(self.device) for name, value in state[which].items()}
-            for which in ("best", "last")
-        )
+        device = self.total.device
+        self.best = {name: value.to(device) for name, value in state["best"].items()}
+        self.step.load_state_dict(state["step"])
+        self.schedule.load_state_dict(state["schedule"])
 
-    def finish(self) -> tuple[History, dict[str, Tensor]]:
-        self.network.eval()
-        if self.stopped:
-            self.network.load_state_dict(self.last)
-        return self.history, self.best
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.network.state_dict().items()}
-
-    def __str__(self) -> str:
-        losses = self.history.validation_loss
-        return f"validation_loss={losses[-1]:.4f}" if losses else ""
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, n_batches: int
+) -> ReduceLROnPlateau | OneCycleLR:
+    if config.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=config.lr_factor, patience=config.lr_patience)
+    # Of ten steps the tenth that leads up would end where it begins: a division by zero.
+    steps = max(config.epochs * n_batches, 11)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, highest, total_steps=steps, pct_start=0.1)
 
 
 @torch.no_grad()
@@ -472,7 +428,7 @@ def mean_squared_error(network: RatingNetwork, data: Batch) -> float:
     return float(error.double().square().mean())
 
 
-def _batches(n_rows: int, batch_size: int) -> list[tuple[int, int]]:
+def _batches(n_rows: int, batch_size: int) -> Sequence[tuple[int, int]]:
     """Where each batch begins and ends; a single row left over joins the batch before it.
 
     Batch normalisation cannot train on one row: its variance is undefined.

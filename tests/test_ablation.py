@@ -86,9 +86,9 @@ def test_gate_embeddings_and_tower() -> None:
 def test_a_frozen_part_stays_off_in_training(toy_ratings: pd.DataFrame) -> None:
     prepared = Prepared(toy_ratings, None, seed=0)
     model = prepared.train(Variant(("gate", "embeddings")))
-    assert not model._network.gate.weight.any()
-    assert not model._network.user_embedding.weight.any()
-    assert model._network.output.weight.any()
+    assert not model.network.gate.weight.any()
+    assert not model.network.user_embedding.weight.any()
+    assert model.network.output.weight.any()
 
 
 def test_with_nothing_off_it_is_the_model(

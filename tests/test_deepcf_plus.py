@@ -174,7 +174,7 @@ class TestNothingLeaks:
             changed.loc[row, "rating"] = 0.5 if old > 2.5 else 5.0
             other = small(epochs=1).fit(changed, movies=toy_movies)
             assert isinstance(other, DeepCFPlus)
-            users, _, movies, _ = model._indices(toy_ratings[row : row + 1])
+            users, _, movies, _ = model.positions(toy_ratings[row : row + 1])
             times = toy_ratings["timestamp"].to_numpy(float)[row : row + 1]
             found = []
             for fitted in (model, other):
@@ -201,18 +201,18 @@ class TestNetwork:
         data = model._interactions(toy_ratings[:50])
         inputs = model._inputs(model._context, data.users, data.movies, data.timestamps)
         with torch.no_grad():
-            ratings, gate, attention = model._network.read(*inputs)
+            ratings, gate, attention = model.network.read(*inputs)
         torch.testing.assert_close(gate.sum(1), torch.ones(50))
         mass = attention.sum(1)
         assert (mass > 0).all() and (mass < 1).all()
-        assert torch.equal(model._network(*inputs), ratings)
+        assert torch.equal(model.network(*inputs), ratings)
 
     def test_unfilled_entries_of_the_history_are_not_attended(self, model: DeepCFPlus) -> None:
         users, movies = np.array([0]), np.array([3])
         inputs = list(model._inputs(model._context, users, movies, np.array([1e9])))
         inputs[-1] = torch.tensor([2])
         with torch.no_grad():
-            attention = model._network.read(*inputs)[2]
+            attention = model.network.read(*inputs)[2]
         assert attention[0, 2:].max() < 1e-9 < attention[0, :2].min()
 
     def test_time_matters(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:

@@ -114,7 +114,7 @@ def test_a_step_touches_the_rows_of_its_batch_alone(name: str) -> None:
             assert np.array_equal(changed, touched)
             assert table.embedding.weight.grad is None
             own[:] = table.adam.rows
-    step.settle()
+    step.flush()
     for table in step.tables:
         embedding = table.embedding
         np.testing.assert_array_equal(embedding.weight.detach(), table.adam.table)

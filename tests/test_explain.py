@@ -204,12 +204,12 @@ class HandMade(DeepCF):
         super().__init__(embedding_size=1, hidden=(2,), dropout=(0.0,))
         self.scale = (0.5, 5.0)
         self.user_ids, self.movie_ids = np.arange(1, 6), np.arange(11, 15)
-        self._network = AttentionNetwork(5, 4, self.scale, 1, (2,), (0.0,)).eval()
+        self.network = AttentionNetwork(5, 4, self.scale, 1, (2,), (0.0,)).eval()
         self.p, self.q = np.array([-2.0, -1, 0, 1, 2]), np.array([-3.0, 0, 1, 6])
         with torch.no_grad():
-            self._network.user_embedding.weight.copy_(torch.tensor(self.p)[:, None])
-            self._network.movie_embedding.weight.copy_(torch.tensor(self.q)[:, None])
-        self._network.rate = lambda user, movie: rate(user[:, 0], movie[:, 0])  # type: ignore[method-assign]
+            self.network.user_embedding.weight.copy_(torch.tensor(self.p)[:, None])
+            self.network.movie_embedding.weight.copy_(torch.tensor(self.q)[:, None])
+        self.network.rate = lambda user, movie: rate(user[:, 0], movie[:, 0])  # type: ignore[method-assign]
 
     def pairs(self) -> pd.DataFrame:
         user, movie = np.meshgrid(self.user_ids, self.movie_ids, indexing="ij")
@@ -263,9 +263,9 @@ class TestPlayers:
 
     def test_the_mean_embeddings_are_absent(self, deepcf: DeepCF) -> None:
         pairs = known_pairs(deepcf)
-        network = deepcf._network
+        network = deepcf.network
         user, movie = network.user_embedding.weight, network.movie_embedding.weight
-        users, _, movies, _ = deepcf._indices(pairs)
+        users, _, movies, _ = deepcf.positions(pairs)
         means = user.mean(0).expand(len(pairs), -1), movie.mean(0).expand(len(pairs), -1)
         with torch.no_grad():
             coalitions = [(means[0], means[1]), (user[users], means[1]), (means[0], movie[movies])]
@@ -277,7 +277,7 @@ class TestPlayers:
     ) -> None:
         model = make("bias").fit(toy_ratings)
         pairs = toy_ratings[["userId", "movieId"]]
-        users, _, movies, _ = model._indices(pairs)
+        users, _, movies, _ = model.positions(pairs)
         expected = np.stack([model._user_bias[users], model._movie_bias[movies]], axis=1)
         inside = (model.predict(pairs) > 0.5) & (model.predict(pairs) < 5.0)
         found = shapley_two_players(model, pairs, "cold")
@@ -388,10 +388,10 @@ class TestFaithfulVariant:
         assert model.explanation_method == "attention trained to be faithful"
 
     def test_the_loss_is_the_cross_entropy_to_the_shares(self, deepcf: DeepCF) -> None:
-        network = copy.deepcopy(deepcf._network)
+        network = copy.deepcopy(deepcf.network)
         network.faithful_weight = 2.0
         pairs = known_pairs(deepcf)
-        users, _, movies, _ = (torch.as_tensor(i) for i in deepcf._indices(pairs))
+        users, _, movies, _ = (torch.as_tensor(i) for i in deepcf.positions(pairs))
         target = share(shapley_two_players(deepcf, pairs))
         weight = deepcf.attention_weights(pairs)
         expected = -np.mean(target * np.log(weight[:, 0]) + (1 - target) * np.log(weight[:, 1]))
@@ -407,8 +407,8 @@ class TestFaithfulVariant:
     def test_the_network_that_ranks_is_pulled_too(self, toy_ratings: pd.DataFrame) -> None:
         model = make("deepcf", ranking_weight=0.5, **SMALL, epochs=1).fit(toy_ratings)
         assert isinstance(model, DeepCF)
-        network, pairs = model._network, known_pairs(model)
-        users, _, movies, _ = (torch.as_tensor(i) for i in model._indices(pairs))
+        network, pairs = model.network, known_pairs(model)
+        users, _, movies, _ = (torch.as_tensor(i) for i in model.positions(pairs))
         objectives = []
         for network.faithful_weight in (0.0, 1.0):
             torch.manual_seed(0)
@@ -430,7 +430,7 @@ class KnownGate(DeepCFPlus):
         self.a, self.b = generator.uniform(-0.9, 0.9, 30), generator.uniform(-0.9, 0.9, 40)
 
     def terms(self, pairs: pd.DataFrame) -> np.ndarray:
-        users, known_user, movies, known_movie = self._indices(pairs)
+        users, known_user, movies, known_movie = self.positions(pairs)
         terms = np.where(known_user, self.a[users], 0), np.where(known_movie, self.b[movies], 0)
         return np.stack(terms, axis=1)
 
@@ -505,15 +505,15 @@ class TestSanityAndStability:
     ) -> None:
         model = fitted["deepcf-plus"]
         assert isinstance(model, DeepCFPlus)
-        before = {name: value.clone() for name, value in model._network.state_dict().items()}
+        before = {name: value.clone() for name, value in model.network.state_dict().items()}
         untrained = randomised(model, 1)
         assert isinstance(untrained, DeepCFPlus) and untrained.faithfulness is None
-        learned = dict(untrained._network.named_parameters())
-        for name, value in untrained._network.state_dict().items():
+        learned = dict(untrained.network.named_parameters())
+        for name, value in untrained.network.state_dict().items():
             assert torch.equal(value, before[name]) == (
                 name not in learned or (name.endswith("bias") and not before[name].any())
             ), name
-            assert torch.equal(model._network.state_dict()[name], before[name]), name
+            assert torch.equal(model.network.state_dict()[name], before[name]), name
         for name, gain in (("user_side", 1.0), ("gate", 0.1)):  # the scale of a fresh layer
             weight = learned[f"{name}.weight"].detach()
             assert weight.std().item() == pytest.approx(gain * weight.shape[1] ** -0.5, rel=0.15)
@@ -689,7 +689,7 @@ class Additive(Recommender):
     def __init__(self, effect: dict[int, float]) -> None:
         self.effect = effect
         self.movie_ids, self.user_ids = np.array([*effect, 99]), np.array([1])
-        self._movie_count = np.array([*range(1, len(effect) + 1), 1])
+        self.movie_counts = np.array([*range(1, len(effect) + 1), 1])
         self.gone: set[int] = set()
 
     def _fit(self, data: Any, validation: Any, movies: Any) -> None: ...
@@ -808,7 +808,7 @@ class TestHistory:
             assert shown.to_dict() == pytest.approx(weights, abs=1e-6)
             pair = pd.DataFrame({"userId": [self.USER], "movieId": [movie]})
             assert model.attention_weights(pair)[0, 0] == pytest.approx(why.user_weight, abs=1e-6)
-        users, _, _, _ = model._indices(pd.DataFrame({"userId": [self.USER], "movieId": [1]}))
+        users, _, _, _ = model.positions(pd.DataFrame({"userId": [self.USER], "movieId": [1]}))
         rows = model._context.history(int(users[0]))
         deviation = pd.Series(
             model._context.deviations(int(users[0]))[1],
@@ -834,7 +834,7 @@ class TestHistory:
         columns = np.searchsorted(model.movie_ids, targets)
         inputs = model._inputs(context, users, columns, model._times(users, None))
         with torch.no_grad():
-            without = np.clip(model._network(*inputs).double().numpy(), 0.5, 5.0)
+            without = np.clip(model.network(*inputs).double().numpy(), 0.5, 5.0)
         expected = history_value(model, self.USER, targets) - without
         np.testing.assert_allclose(found.loc[gone], expected, atol=1e-6)
         assert np.abs(expected).max() > 1e-4
@@ -863,7 +863,7 @@ class TestHistory:
 
 def make_baseline(model: Recommender, user_id: int, movie_ids: list[int]) -> np.ndarray:
     pairs = pd.DataFrame({"userId": user_id, "movieId": movie_ids})
-    users, _, movies, _ = model._indices(pairs)
+    users, _, movies, _ = model.positions(pairs)
     return model._mean + model._user_bias[users] + model._movie_bias[movies]
 
 
@@ -895,7 +895,7 @@ class TestRidge:
         found, rating = mf_history(model, toy_ratings, 13, 2)
         assert found.index.tolist() == rated["movieId"].tolist()
         # Plain gradient descent on the user's part of the loss, with the movies fixed.
-        network = model._network
+        network = model.network
         columns = torch.as_tensor(np.searchsorted(model.movie_ids, rated["movieId"]))
         parts = network.movie_factors.weight.detach().double()[columns]
         level = (network.mean + network.movie_bias.weight[:, 0]).detach().double()

@@ -47,7 +47,7 @@ def test_deferred_adam_is_dense_adam(settle_every: int, epsilon: float, toleranc
     deferred = DeferredAdam(start, epsilon=epsilon)
     for step in range(150):
         if step % settle_every == 0:
-            deferred.settle(rate)
+            deferred.flush(rate)
             np.testing.assert_allclose(deferred.table, dense.data, rtol=0, atol=tolerance)
             if step == 98:  # as a plateau does
                 rate = reference.param_groups[0]["lr"] = 0.003
@@ -63,7 +63,7 @@ def test_deferred_adam_is_dense_adam(settle_every: int, epsilon: float, toleranc
         dense.grad[torch.from_numpy(chosen)] = torch.from_numpy(gradient)
         reference.step()
         deferred.update(chosen, gradient, rate)
-    deferred.settle(rate)
+    deferred.flush(rate)
     np.testing.assert_allclose(deferred.table, dense.data, rtol=0, atol=tolerance)
     assert np.array_equal(deferred.table[11], start[11])
     # One step is 0.01; lazy Adam, whose rows stand still without a gradient, would stop there.

@@ -315,7 +315,7 @@ def test_biases_solve_their_equations(toy_ratings: pd.DataFrame) -> None:
 
 def test_svdpp_factors_follow_the_formula(fitted: dict[str, Recommender]) -> None:
     model = fitted["svdpp"]
-    network = model._network  # type: ignore[attr-defined]
+    network = model.network  # type: ignore[attr-defined]
     users = torch.tensor([4, 0, 4, 11])
     rated = torch.as_tensor(model._seen.toarray())
     implicit = rated @ network.implicit_factors.weight / rated.sum(1, keepdim=True).sqrt()
@@ -370,7 +370,7 @@ def test_the_ranking_output_follows_the_formula(toy_ratings: pd.DataFrame) -> No
     settings = {"ranking_weight": 0.5, "epochs": 3, "validation_fraction": 0.0}
     model = small("deepcf", **settings).fit(toy_ratings)
     assert isinstance(model, DeepCF)
-    network = model._network
+    network = model.network
     assert isinstance(network, RankingAttentionNetwork)
     users = model.user_ids[[7, 2, 7]]
     rated = torch.as_tensor(model._seen.toarray())[[7, 2, 7]]
@@ -388,7 +388,7 @@ def test_the_ranking_output_follows_the_formula(toy_ratings: pd.DataFrame) -> No
 def test_the_ranking_output_never_sees_its_target(toy_ratings: pd.DataFrame) -> None:
     settings = {"ranking_weight": 0.5, "epochs": 1, "validation_fraction": 0.0}
     model = small("deepcf", **settings).fit(toy_ratings)
-    network = model._network  # type: ignore[attr-defined]
+    network = model.network  # type: ignore[attr-defined]
     user = torch.tensor([3])
     row, target = model._seen[[3]].nonzero()[1], int(model._seen[[3]].nonzero()[1][0])
     weights = network.history_embedding.weight[torch.as_tensor(row[row != target])]

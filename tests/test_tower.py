@@ -232,7 +232,7 @@ def test_a_models_lists_are_the_same_with_and_without(
     assert model.recommend(int(some[3]))["movieId"].tolist() == (
         found[True].loc[found[True]["userId"] == some[3], "movieId"].tolist()
     )
-    tower = model._network.folded_tower()  # type: ignore[operator]
+    tower = model.network.folded_tower()  # type: ignore[operator]
     assert 0 < tower.share_scored < 0.5
     tower.share_scored = 0.5
     assert not model._screens(10)

@@ -9,7 +9,8 @@ import contextlib
 import importlib
 import io
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ _PAIRS_AT_ONCE = 4096
 Features = list[sparse.csr_matrix]
 
 
+@dataclass(kw_only=True, eq=False)
 class FactorizationMachine(Recommender):
     """A factorisation machine of second order (Rendle, 2010, eq. 1) on one-hot user and movie.
 
@@ -59,28 +61,18 @@ class FactorizationMachine(Recommender):
         Of the sampler.
     """
 
-    name = "fm"
-    usually_grouped = True
+    name: ClassVar[str] = "fm"
+    rank: int = 16
+    sweeps: int = 120
+    burn_in: int = 20
+    samples: int = 100
+    grouped: bool | None = None
+    seed: int = 0
+    usually_grouped: ClassVar[bool] = True
 
-    _vectors: dict[str, NDArray[np.float32]]
-    _biases: dict[str, NDArray[np.float64]]
-
-    def __init__(
-        self,
-        *,
-        rank: int = 16,
-        sweeps: int = 120,
-        burn_in: int = 20,
-        samples: int = 100,
-        grouped: bool | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.rank = rank
-        self.sweeps = sweeps
-        self.burn_in = burn_in
-        self.samples = samples
-        self.grouped = self.usually_grouped if grouped is None else grouped
-        self.seed = seed
+    def __post_init__(self) -> None:
+        if self.grouped is None:
+            self.grouped = self.usually_grouped
 
     def _features(
         self, data: Interactions, movies: pd.DataFrame | None
@@ -169,6 +161,7 @@ class FactorizationMachine(Recommender):
         self._vectors = {key[1]: value for key, value in named.items() if key[0] == "vectors"}
 
 
+@dataclass(kw_only=True, eq=False)
 class ImplicitFactorizationMachine(FactorizationMachine):
     """Besides user and movie, who rated what in training, whatever the ratings.
 
@@ -182,8 +175,8 @@ class ImplicitFactorizationMachine(FactorizationMachine):
         As for :class:`FactorizationMachine`.
     """
 
-    name = "fm-implicit"
-    usually_grouped = False
+    name: ClassVar[str] = "fm-implicit"
+    usually_grouped: ClassVar[bool] = False
 
     def _features(
         self, data: Interactions, movies: pd.DataFrame | None
@@ -195,6 +188,7 @@ class ImplicitFactorizationMachine(FactorizationMachine):
         return parts
 
 
+@dataclass(kw_only=True, eq=False)
 class SideFactorizationMachine(ImplicitFactorizationMachine):
     """Besides implicit feedback, the movie's genres and the day of the rating.
 
@@ -208,9 +202,7 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
         As for :class:`FactorizationMachine`.
     """
 
-    name = "fm-side"
-
-    _days: NDArray[np.int64]
+    name: ClassVar[str] = "fm-side"
 
     def _features(
         self, data: Interactions, movies: pd.DataFrame | None
@@ -218,7 +210,7 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
         parts = super()._features(data, movies)
         if movies is not None:
             parts["movie"][1].append(_multi_hot(movies, self.movie_ids))
-        self._days = np.empty(0, dtype=np.int64)
+        self._days: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         if data.timestamps.any():
             self._days, day = np.unique(data.timestamps // _SECONDS_A_DAY, return_inverse=True)
             parts["day"] = day, [_one_hot(len(self._days))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dlcf.models.base import Arrays, Interactions, Recommender, top_k
+from dlcf.serving.history import HistoryRecommender
 
 __all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest"]
 
 ROWS_AT_ONCE = 128
 
 
+@dataclass(kw_only=True, eq=False)
 class _Neighborhood(Recommender):
     """What both models share; a row is a movie or a user, a column one of the other kind.
 
@@ -31,25 +34,11 @@ class _Neighborhood(Recommender):
     baseline stands.
     """
 
-    _values: NDArray[np.float64]
-    _seen_rows: sparse.csr_matrix
-    _deviations: sparse.csr_matrix
-    _neighbors: sparse.csr_matrix
-
-    def __init__(
-        self,
-        *,
-        neighbors: int = 40,
-        shrinkage: float = 100.0,
-        damping: float = 0.3,
-        min_support: int = 2,
-        ranking_neighbors: int = 100,
-    ) -> None:
-        self.neighbors = neighbors
-        self.shrinkage = shrinkage
-        self.damping = damping
-        self.min_support = min_support
-        self.ranking_neighbors = ranking_neighbors
+    neighbors: int = 40
+    shrinkage: float = 100.0
+    damping: float = 0.3
+    min_support: int = 2
+    ranking_neighbors: int = 100
 
     @abstractmethod
     def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -164,7 +153,8 @@ class _Neighborhood(Recommender):
         self._neighbors = sparse.csr_matrix(nearest, shape=(n_rows, n_rows))
 
 
-class ItemKNN(_Neighborhood):
+@dataclass(kw_only=True, eq=False)
+class ItemKNN(_Neighborhood, HistoryRecommender):
     """Movies like those that the user rated (Sarwar et al., 2001; Koren, 2010).
 
     The rating adds to the baseline what the user thought of the `neighbors` most similar movies
@@ -186,25 +176,13 @@ class ItemKNN(_Neighborhood):
         Neighbours of each movie in the ranking.
     """
 
-    name = "item-knn"
-    _revised_ratings: sparse.csr_matrix | None = None
-
-    def __init__(
-        self,
-        *,
-        neighbors: int = 40,
-        shrinkage: float = 100.0,
-        damping: float = 0.3,
-        min_support: int = 2,
-        ranking_neighbors: int = 30,
-    ) -> None:
-        super().__init__(
-            neighbors=neighbors,
-            shrinkage=shrinkage,
-            damping=damping,
-            min_support=min_support,
-            ranking_neighbors=ranking_neighbors,
-        )
+    name: ClassVar[str] = "item-knn"
+    neighbors: int = 40
+    shrinkage: float = 100.0
+    damping: float = 0.3
+    min_support: int = 2
+    ranking_neighbors: int = 30
+    _revised_ratings = None
 
     def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
         return matrix.T.tocsr()
@@ -258,6 +236,7 @@ class ItemKNN(_Neighborhood):
         self._revised_ratings = sparse.csr_matrix(deviations, shape=seen.shape)
 
 
+@dataclass(kw_only=True, eq=False)
 class UserKNN(_Neighborhood):
     """Users like this one (Resnick et al., 1994; Herlocker et al., 1999).
 
@@ -272,7 +251,7 @@ class UserKNN(_Neighborhood):
         As for :class:`ItemKNN`, of users.
     """
 
-    name = "user-knn"
+    name: ClassVar[str] = "user-knn"
 
     def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
         return matrix

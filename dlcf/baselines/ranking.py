@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from scipy import linalg, sparse
 
 from dlcf.baselines.knn import ROWS_AT_ONCE, strongest
 from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.serving.history import HistoryRecommender
 
 __all__ = ["EASE", "ImplicitALS", "RP3Beta"]
 
@@ -31,6 +33,7 @@ class _Ranker(Recommender):
         return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
 
+@dataclass(kw_only=True, eq=False)
 class ImplicitALS(_Ranker):
     """iALS: matrix factorisation of implicit feedback (Hu, Koren and Volinsky, 2008).
 
@@ -59,24 +62,13 @@ class ImplicitALS(_Ranker):
         Of the initial vectors.
     """
 
-    name = "ials"
-
-    def __init__(
-        self,
-        *,
-        factors: int = 64,
-        regularization: float = 15.0,
-        iterations: int = 15,
-        alpha: float = 2.0,
-        positive_threshold: float = 4.0,
-        seed: int = 0,
-    ) -> None:
-        self.factors = factors
-        self.regularization = regularization
-        self.iterations = iterations
-        self.alpha = alpha
-        self.positive_threshold = positive_threshold
-        self.seed = seed
+    name: ClassVar[str] = "ials"
+    factors: int = 64
+    regularization: float = 15.0
+    iterations: int = 15
+    alpha: float = 2.0
+    positive_threshold: float = 4.0
+    seed: int = 0
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
@@ -115,7 +107,8 @@ class ImplicitALS(_Ranker):
         self._user_factors, self._movie_factors = state["user_factors"], state["movie_factors"]
 
 
-class EASE(_Ranker):
+@dataclass(kw_only=True, eq=False)
+class EASE(_Ranker, HistoryRecommender):
     """The linear auto-encoder with a zero diagonal, in closed form (Steck, 2019).
 
     Ranks by ``X B``, where B minimises ``|X - X B|^2 + regularization |B|^2`` with a diagonal of
@@ -140,16 +133,12 @@ class EASE(_Ranker):
         ``24 min(n_users, n_movies)^2`` bytes, then more than 20 GB.
     """
 
-    name = "ease"
+    name: ClassVar[str] = "ease"
+    regularization: float = 300.0
+    rating_weight: float = 1.0
 
-    _inverse: NDArray[np.float32]
-    _diagonal: NDArray[np.float64]
     # Of a revised model: the matrix that B was fitted on, and the user whose row has changed.
-    _fitted_on: sparse.csr_matrix | None = None
-
-    def __init__(self, *, regularization: float = 300.0, rating_weight: float = 1.0) -> None:
-        self.regularization = regularization
-        self.rating_weight = rating_weight
+    _fitted_on = None
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
@@ -245,6 +234,7 @@ class EASE(_Ranker):
         self._diagonal = state["diagonal"]
 
 
+@dataclass(kw_only=True, eq=False)
 class RP3Beta(_Ranker):
     """Random walks user -> movie -> user -> movie, popular ends discounted (Paudel et al., 2017).
 
@@ -263,19 +253,17 @@ class RP3Beta(_Ranker):
         Largest w_ji that are kept of each movie j.
     """
 
-    name = "rp3beta"
-
-    def __init__(self, *, alpha: float = 0.6, beta: float = 0.4, neighbors: int = 500) -> None:
-        self.alpha = alpha
-        self.beta = beta
-        self.neighbors = neighbors
+    name: ClassVar[str] = "rp3beta"
+    alpha: float = 0.6
+    beta: float = 0.4
+    neighbors: int = 500
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
         rated = self._seen.astype(np.float64)
         of_user = np.diff(rated.indptr)
-        of_movie = self._movie_count.astype(np.float64)
+        of_movie = self.movie_counts.astype(np.float64)
         from_user = (sparse.diags(of_user**-self.alpha) @ rated).tocsr()
         from_movie = (sparse.diags(of_movie**-self.alpha) @ rated.T).tocsr()
 

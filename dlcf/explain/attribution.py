@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,12 @@ from numpy.typing import ArrayLike, NDArray
 from dlcf.baselines.knn import ItemKNN
 from dlcf.baselines.ranking import EASE
 from dlcf.models.base import Recommender
-from dlcf.models.deepcf import DeepCF, cold_coalitions, player_share, shapley
 from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.registry import make
+from dlcf.variants.deepcf import ExplainedDeepCF
+from dlcf.variants.networks import rate_embeddings
+from dlcf.variants.shapley import cold_coalitions, player_share, shapley
 
 __all__ = [
     "BASELINES",
@@ -71,7 +74,7 @@ def shapley_two_players(
         `userId`, `movieId`, and `timestamp` for models that use time; ``n`` rows.
     baseline
         What stands for who is absent. ``"mean"``: the mean embedding of the users or movies of
-        train, of models of the class `DeepCF`, for known users and movies; the attention is
+        train, of models of the class `ExplainedDeepCF`, for known users and movies; the attention is
         computed anew. ``"cold"``: an unknown user or movie, of any model.
 
     Returns
@@ -99,7 +102,7 @@ def integrated_gradients(
     Parameters
     ----------
     model
-        A `DeepCF`.
+        A `ExplainedDeepCF`.
     pairs
         `userId`, `movieId`, all known; ``n`` rows.
     steps
@@ -120,10 +123,10 @@ def integrated_gradients(
             f"(importing it failed with: {error})"
         ) from error
     users, movies = embedded.embedded_pairs(pairs)
-    network = embedded._network
+    network = embedded.network
     tables = network.user_embedding.weight.detach(), network.movie_embedding.weight.detach()
     means = tuple(table.mean(dim=0, keepdim=True) for table in tables)
-    machine = captum.IntegratedGradients(network.rate)
+    machine = captum.IntegratedGradients(partial(rate_embeddings, network))
     parts = []
     for first in range(0, len(pairs), 256):
         rows = slice(first, first + 256)
@@ -146,10 +149,10 @@ def user_share(model: Recommender, pairs: pd.DataFrame, method: str) -> NDArray[
     """The user's share of each prediction by one of `PLAYER_METHODS`, ``(n,)`` in [0, 1].
 
     ``"attention"`` needs a model with `attention_weights`, all but it and ``"shapley, cold"`` a
-    `DeepCF`.
+    `ExplainedDeepCF`.
     """
     if method == "attention":
-        if not isinstance(model, (DeepCF, DeepCFPlus)):
+        if not isinstance(model, (ExplainedDeepCF, DeepCFPlus)):
             raise ValueError(f"{model.name} has no attention weights")
         return model.attention_weights(pairs)[:, 0]
     if method == "integrated gradients":
@@ -207,7 +210,7 @@ def history_attributions(
     if method == OCCLUSION:
         return leave_one_out(model, user_id, movie_ids)
     pairs = pd.DataFrame({"userId": user_id, "movieId": np.asarray(movie_ids, np.int64)})
-    (users, known_user, movies, known_movie) = model._indices(pairs)
+    (users, known_user, movies, known_movie) = model.positions(pairs)
     if not (known_user.all() and known_movie.all()):
         raise ValueError(f"user {user_id} or one of the movies is not in train")
     if isinstance(model, DeepCFPlus):
@@ -225,7 +228,7 @@ def history_value(
     """What is explained, ``(len(movie_ids),)``: the score of `ease`, else the predicted rating."""
     if isinstance(model, EASE):
         pairs = pd.DataFrame({"userId": user_id, "movieId": movie_ids})
-        users, _, columns, _ = model._indices(pairs)
+        users, _, columns, _ = model.positions(pairs)
         return model.history_terms(int(users[0]), columns).sum(axis=0)
     return model.predict(pd.DataFrame({"userId": user_id, "movieId": movie_ids}))
 
@@ -407,7 +410,7 @@ def mf_history(
         raise ValueError(f"mf_history solves for the users of mf, not of {model.name}")
     rated = train[train["userId"] == user_id].sort_values("movieId")
     pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
-    _, (known_user,), (query,), (known_movie,) = model._indices(pair)
+    _, (known_user,), (query,), (known_movie,) = model.positions(pair)
     if not (known_user and known_movie):
         raise ValueError(f"user {user_id} or movie {movie_id} is not in train")
     columns = np.searchsorted(model.movie_ids, rated["movieId"])
@@ -421,8 +424,8 @@ def mf_history(
     return found, float(level[query] + found["terms"].sum())
 
 
-def _embedded(model: Recommender) -> DeepCF:
-    if not isinstance(model, DeepCF):
+def _embedded(model: Recommender) -> ExplainedDeepCF:
+    if not isinstance(model, ExplainedDeepCF):
         raise ValueError(
             f"{model.name} has no pair of embeddings with attention; use deepcf, or the Shapley "
             "values with baseline='cold'"

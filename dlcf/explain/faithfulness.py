@@ -11,7 +11,6 @@ interval that resamples users: the ratings of one user are not independent.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
@@ -46,9 +44,8 @@ from dlcf.explain.attribution import (
     user_share,
 )
 from dlcf.models.base import Recommender
-from dlcf.models.deepcf import DeepCF
 from dlcf.plus.deepcf_plus import DeepCFPlus
-from dlcf.training import seeded
+from dlcf.variants.deepcf import ExplainedDeepCF
 
 __all__ = [
     "BASELINES",
@@ -177,35 +174,12 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
     seed
         Draws the parameters.
     """
-    if isinstance(model, DeepCFPlus):
-        return _randomised_plus(model, seed)
-    if not isinstance(model, DeepCF):
+    if not isinstance(model, (ExplainedDeepCF, DeepCFPlus)):
         raise ValueError(
             f"{model.name} has no parameters to randomise here; use deepcf or deepcf-plus, or fit "
             "it to shuffled_labels or exchanged_movies"
         )
-    untrained = copy.copy(model)
-    untrained._network = copy.deepcopy(model._network)
-    with seeded(seed, model._device()):
-        for module in untrained._network.modules():
-            if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-                torch.nn.init.xavier_uniform_(module.weight)
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.zeros_(module.bias)
-            if isinstance(module, torch.nn.BatchNorm1d):
-                module.reset_parameters()
-    untrained._states = dict.fromkeys(model._states, untrained._network.state_dict())
-    untrained._faithfulness = dict.fromkeys(model._states)
-    return untrained
-
-
-def _randomised_plus(model: DeepCFPlus, seed: int) -> Recommender:
-    untrained, device = copy.copy(model), model._network.gate.weight.device
-    with seeded(seed, device):
-        untrained._network = model._build().to(device).eval()
-    untrained._network.load_state_dict(dict(model._network.named_buffers()), strict=False)
-    untrained._faithfulness = None
-    return untrained
+    return model.untrained(seed)
 
 
 def shuffled_labels(
@@ -451,7 +425,7 @@ def curve_areas(
         of :func:`history_value`.
     """
     methods = history_methods(model) if methods is None else methods
-    count = pd.Series(model._movie_count, index=model.movie_ids)
+    count = pd.Series(model.movie_counts, index=model.movie_ids)
     generator = np.random.default_rng(seed)
     rows = []
     for user_id, targets in _by_user(pairs):

@@ -118,7 +118,7 @@ class DeferredAdam:
         kernels.deferred_adam(self.rows, rows, gradient, *rates, *self.betas, self.epsilon)
         self.last[rows] = self.steps
 
-    def settle(self, rate: float) -> None:
+    def flush(self, rate: float) -> None:
         """Catch all rows up."""
         self.catch_up(np.arange(len(self.table)), rate)
 

@@ -19,7 +19,7 @@ And a dropout rate is held to a multiple of 2^-16.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dlcf.fast import kernels
 from dlcf.fast.adam import DeferredAdam, DistinctRows, FlatAdam
+from dlcf.models.deepcf import AttentionNetwork
 from dlcf.runtime.distributed import (
     n_processes,
     share,
@@ -35,9 +36,6 @@ from dlcf.runtime.distributed import (
     sum_over_processes,
 )
 from dlcf.training import Batch, TrainingConfig, TrainingStep
-
-if TYPE_CHECKING:
-    from dlcf.models.deepcf import AttentionNetwork
 
 __all__ = ["AttentionStep"]
 
@@ -195,8 +193,8 @@ class AttentionStep(TrainingStep):
         self.optimizer.move()
         return sum_over_processes(self._error.fill_(squares / n))
 
-    def settle(self) -> None:
-        self.embeddings.settle(self.optimizer.param_groups[0]["lr"])
+    def flush(self) -> None:
+        self.embeddings.flush(self.optimizer.param_groups[0]["lr"])
         self._write_back()
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,26 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dlcf.fast.adam import DeferredAdam
-from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig, TrainingStep
+from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig
 
-__all__ = ["DeferredStep", "can_defer", "deferred_step"]
-
-
-def can_defer(train: Batch, config: TrainingConfig) -> bool:
-    """On the CPU, with a learning rate that stands still within an epoch."""
-    return config.schedule == "plateau" and train[-1].device.type == "cpu"
-
-
-def deferred_step(
-    network: RatingNetwork, train: Batch, config: TrainingConfig, tables: Iterable[nn.Embedding]
-) -> TrainingStep:
-    """:class:`DeferredStep` where Adam can be deferred, else :class:`~dlcf.training.AutogradStep`.
-
-    On a GPU Adam is torch's fused one, and dense.
-    """
-    if can_defer(train, config):
-        return DeferredStep(network, train, config, tables)
-    return AutogradStep(network, train, config)
+__all__ = ["DeferredStep"]
 
 
 class DeferredStep(AutogradStep):
@@ -71,12 +54,12 @@ class DeferredStep(AutogradStep):
             table.open(self.optimizer.param_groups[0]["lr"])
         return super().__call__(start, stop)
 
-    def _move(self) -> None:
+    def _update_weights(self) -> None:
         for table in self.tables:
             table.move()
-        super()._move()
+        super()._update_weights()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         for table in self.tables:
             table.close()
 
@@ -114,7 +97,7 @@ class _Table:
 
     def close(self) -> None:
         """Bring all rows up to date and give the embedding its own weights back."""
-        self.adam.settle(self._rate)
+        self.adam.flush(self._rate)
         self._own.copy_(self.embedding.weight.data)
         self.embedding.weight.data = self._own
         self.embedding.sparse = False

@@ -9,7 +9,7 @@ leaves of epsilon.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from torch import Tensor
 
 from dlcf.fast import kernels
 from dlcf.fast.adam import DeferredAdam, DistinctRows, FlatAdam
+from dlcf.models.mf import FactorNetwork
 from dlcf.runtime.distributed import share, sum_array_over_processes, sum_over_processes
 from dlcf.training import Batch, TrainingConfig, TrainingStep
-
-if TYPE_CHECKING:
-    from dlcf.models.mf import FactorNetwork
 
 __all__ = ["FactorStep"]
 
@@ -65,8 +63,8 @@ class FactorStep(TrainingStep):
         self.tables.update(rows, sum_array_over_processes(by_rows), rate)
         return sum_over_processes(torch.tensor(squares / n))
 
-    def settle(self) -> None:
-        self.tables.settle(self.optimizer.param_groups[0]["lr"])
+    def flush(self) -> None:
+        self.tables.flush(self.optimizer.param_groups[0]["lr"])
         self._write_back()
 
     def state_dict(self) -> dict[str, Any]:

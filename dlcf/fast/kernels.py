@@ -20,7 +20,6 @@ __all__ = [
     "activate",
     "attend",
     "attend_backward",
-    "bias_relu",
     "catch_up",
     "centred_squares",
     "close_units",
@@ -33,8 +32,6 @@ __all__ = [
     "moments_backward",
     "normalise_backward",
     "output",
-    "residual_sums",
-    "rounded",
 ]
 
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}  # but infinities and NaN stay what they are
@@ -47,25 +44,6 @@ def _compiled(function: Any) -> Any:
 def _compiled_apart(function: Any) -> Any:
     """Without Python's lock: for what takes so long that it pays to hand the lock over."""
     return njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDER)(function)
-
-
-def _compiled_exactly(function: Any) -> Any:
-    """Every operation as it stands: for what has the same bits on all machines."""
-    return njit(cache=True, nogil=True, error_model="numpy")(function)
-
-
-# ----------------------------------------------------------------------------------------- biases
-
-
-@_compiled_exactly
-def residual_sums(residual: Any, rows: Any, columns: Any, column_bias: Any, row_sums: Any) -> None:
-    """Of each row, the sum of what its ratings are above the biases of their columns.
-
-    `residual`, `rows` and `columns` are ``(n,)``, one entry a rating; `row_sums` is overwritten.
-    """
-    row_sums[:] = 0
-    for index in range(len(residual)):
-        row_sums[rows[index]] += residual[index] - column_bias[columns[index]]
 
 
 # ------------------------------------------------------------------- batch norm, relu and dropout
@@ -293,52 +271,6 @@ def first_layer(
         for column in range(out.shape[1]):
             value = on_user * user[column] + on_movie * movie[column] + bias[column]
             out[row, column] = value if value > zero else zero
-
-
-@_compiled_apart
-def rounded(values: Any, centre: Any, out: Any, norms: Any) -> None:
-    """``values - centre`` in bfloat16: to the nearest of its numbers, ties to even.
-
-    `out` is the memory of those, uint16; what is not a number is not one afterwards. The last two
-    columns of `norms` become each row's sum of squares before rounding, and of what it changed.
-    """
-    half, one, width = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
-    for row in range(values.shape[0]):
-        size, gap = np.float32(0), np.float32(0)
-        for column in range(values.shape[1]):
-            value = np.float32(values[row, column] - centre[column])
-            word = np.float32(value).view(np.uint32)
-            upper = np.uint32((word + half + ((word >> width) & one)) >> width)
-            out[row, column] = np.uint16(upper)
-            distance = value - np.uint32(upper << width).view(np.float32)
-            size += value * value
-            gap += distance * distance
-        norms[row, 1], norms[row, 2] = size, gap
-
-
-@_compiled_apart
-def bias_relu(product: Any, bias: Any, out: Any, centre: Any, copy: Any, norms: Any) -> None:
-    """``relu(product + bias)`` in float32, and ``out - centre`` as by :func:`rounded`.
-
-    `product` and `copy` are the memory of bfloat16 numbers, uint16. The first column of `norms`
-    becomes each row's sum of squares of `product`; the others are those of the rounding.
-    """
-    half, one, width = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
-    for row in range(product.shape[0]):
-        before, size, gap = np.float32(0), np.float32(0), np.float32(0)
-        for column in range(product.shape[1]):
-            value = np.uint32(np.uint32(product[row, column]) << width).view(np.float32)
-            before += value * value
-            value = np.float32(max(value + bias[column], np.float32(0)))
-            out[row, column] = value
-            value = np.float32(value - centre[column])
-            word = np.float32(value).view(np.uint32)
-            upper = np.uint32((word + half + ((word >> width) & one)) >> width)
-            copy[row, column] = np.uint16(upper)
-            distance = value - np.uint32(upper << width).view(np.float32)
-            size += value * value
-            gap += distance * distance
-        norms[row, 0], norms[row, 1], norms[row, 2] = before, size, gap
 
 
 @_compiled

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dlcf.models.base import Interactions, Recommender, fit_biases
+from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Interactions, Recommender, fit_biases
 
 __all__ = ["Bias", "GlobalMean", "Popular"]
 
 
+@dataclass(kw_only=True, eq=False)
 class GlobalMean(Recommender):
     """Every rating is predicted the mean of all training ratings; every movie ranks alike."""
 
-    name = "global-mean"
-
-    def __init__(self) -> None:
-        pass
+    name: ClassVar[str] = "global-mean"
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
@@ -35,6 +36,7 @@ class GlobalMean(Recommender):
         return np.full(len(users), self._mean)
 
 
+@dataclass(kw_only=True, eq=False)
 class Bias(Recommender):
     """The baseline estimate: ``r_ui = mu + b_u + b_i`` (Koren, Bell and Volinsky, 2009, eq. 4).
 
@@ -45,18 +47,15 @@ class Bias(Recommender):
         these.
     """
 
-    name = "bias"
-
-    def __init__(self, *, user_damping: float = 5.0, movie_damping: float = 3.0) -> None:
-        self.user_damping = user_damping
-        self.movie_damping = movie_damping
+    name: ClassVar[str] = "bias"
+    user_damping: float = USER_DAMPING
+    movie_damping: float = MOVIE_DAMPING
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        self._mean, self._user_bias, self._movie_bias = fit_biases(
-            data, self.user_damping, self.movie_damping
-        )
+        found = fit_biases(data, self.user_damping, self.movie_damping)
+        self._mean, self._user_bias, self._movie_bias = found
 
     def _predict(
         self,
@@ -67,10 +66,11 @@ class Bias(Recommender):
         return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
 
+@dataclass(kw_only=True, eq=False)
 class Popular(Bias):
     """Ranks by the number of training ratings, the same list for all; predicts as `Bias` does."""
 
-    name = "popular"
+    name: ClassVar[str] = "popular"
 
     def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.tile(self._movie_count.astype(np.float32), (len(users), 1))
+        return np.tile(self.movie_counts.astype(np.float32), (len(users), 1))

@@ -17,7 +17,9 @@ computed; :mod:`dlcf.plus.evidence` says how, and why nothing less will do.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -29,7 +31,6 @@ from torch import Tensor, nn
 
 from dlcf.explanation import Explanation, HistoryItem
 from dlcf.models.base import Arrays, Interactions, top_k
-from dlcf.models.deepcf import cold_coalitions, share_correlation
 from dlcf.plus.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
 from dlcf.training import (
     Batch,
@@ -41,6 +42,7 @@ from dlcf.training import (
     seeded,
     train_network,
 )
+from dlcf.variants.shapley import cold_coalitions, share_correlation
 
 __all__ = ["DeepCFPlus", "EvidenceNetwork", "item_scores"]
 
@@ -177,6 +179,7 @@ def _tensors(users: NDArray[Any], movies: NDArray[Any], evidence: Evidence) -> B
     return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (users, movies, *fields))
 
 
+@dataclass(kw_only=True, eq=False)
 class DeepCFPlus(EvidenceRecommender):
     """Evidence of other ratings, read by a gated network; see the module's description.
 
@@ -213,65 +216,40 @@ class DeepCFPlus(EvidenceRecommender):
         See :class:`dlcf.training.TrainingConfig`.
     """
 
-    name = "deepcf-plus"
+    name: ClassVar[str] = "deepcf-plus"
+    preset: str = "full"
+    embedding_size: int = 16
+    history_size: int = 32
+    tower_dropout: float = 0.1
+    folds: int = 5
+    cuts: Sequence[float] = (0.4, 0.6, 0.8)
+    epochs: int | None = None
+    batch_size: int = 1024
+    learning_rate: float = 0.005
+    weight_decay: float = 0.02
+    regularization: float = 300.0
+    rating_weight: float = 0.65
+    rerank: float = 0.2
+    candidates: int = 100
+    seed: int = 0
+    device: str = "auto"
     PRESETS: ClassVar[dict[str, int]] = {"full": 6, "quick": 2}  # epochs
 
     explanation_method = "attention"  # what the two weights of `explain` are
 
-    history: History
-    _network: EvidenceNetwork
-    _faithfulness: float | None = None
-
-    def __init__(
-        self,
-        *,
-        preset: str = "full",
-        embedding_size: int = 16,
-        history_size: int = 32,
-        tower_dropout: float = 0.1,
-        folds: int = 5,
-        cuts: Sequence[float] = (0.4, 0.6, 0.8),
-        epochs: int | None = None,
-        batch_size: int = 1024,
-        learning_rate: float = 5e-3,
-        weight_decay: float = 0.02,
-        regularization: float = 300.0,
-        rating_weight: float = 0.65,
-        rerank: float = 0.2,
-        candidates: int = 100,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        if preset not in self.PRESETS:
-            raise ValueError(f"no preset {preset!r}; choose {' or '.join(self.PRESETS)}")
-        epochs = self.PRESETS[preset] if epochs is None else epochs
-        for name, value, least in (
-            ("history_size", history_size, 1),
-            ("folds", folds, 2),
-            ("candidates", candidates, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; give {least} or more")
-        if regularization <= 0:
-            raise ValueError(f"regularization is {regularization}; give a positive number")
-        if not all(0 < cut < 1 for cut in cuts):
-            raise ValueError(f"cuts are {tuple(cuts)}; give fractions between 0 and 1")
-        self.preset = preset
-        self.embedding_size = embedding_size
-        self.history_size = history_size
-        self.tower_dropout = tower_dropout
-        self.folds = folds
-        self.cuts = tuple(cuts)
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.regularization = regularization
-        self.rating_weight = rating_weight
-        self.rerank = rerank
-        self.candidates = candidates
-        self.seed = seed
-        self.device = device
+    def __post_init__(self) -> None:
+        if self.preset not in self.PRESETS:
+            raise ValueError(f"no preset {self.preset!r}; choose {' or '.join(self.PRESETS)}")
+        if self.epochs is None:
+            self.epochs = self.PRESETS[self.preset]
+        for name, least in (("history_size", 1), ("folds", 2), ("candidates", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.regularization <= 0:
+            raise ValueError(f"regularization is {self.regularization}; give a positive number")
+        self.cuts = tuple(self.cuts)
+        if not all(0 < cut < 1 for cut in self.cuts):
+            raise ValueError(f"cuts are {self.cuts}; give fractions between 0 and 1")
 
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength, the gate's two weights, and the attended ratings of one recommendation.
@@ -282,7 +260,7 @@ class DeepCFPlus(EvidenceRecommender):
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
         rating = float(self.predict(pair)[0])
-        users, (known_user,), movies, (known_movie,) = self._indices(pair)
+        users, (known_user,), movies, (known_movie,) = self.positions(pair)
         user_weight = 0.5 if known_user == known_movie else float(known_user)
         items: tuple[HistoryItem, ...] = ()
         if known_user and known_movie:
@@ -306,6 +284,15 @@ class DeepCFPlus(EvidenceRecommender):
             method=self.explanation_method,
             faithfulness=self.faithfulness,
         )
+
+    def untrained(self, seed: int = 0) -> DeepCFPlus:
+        """A copy whose network has fresh initial parameters; features stay centred and scaled."""
+        model, device = copy.copy(self), self.network.gate.weight.device
+        with seeded(seed, device):
+            model.network = self._build().to(device).eval()
+        model.network.load_state_dict(dict(self.network.named_buffers()), strict=False)
+        model._faithfulness = None
+        return model
 
     @property
     def faithfulness(self) -> float | None:
@@ -331,7 +318,7 @@ class DeepCFPlus(EvidenceRecommender):
         float or None
             :attr:`faithfulness`; None where the weights or the shares are all alike.
         """
-        _, known_user, _, known_movie = self._indices(pairs)
+        _, known_user, _, known_movie = self.positions(pairs)
         known = np.flatnonzero(known_user & known_movie)
         size = min(len(known), MOST_MEASURED)
         some = pairs.iloc[known[np.linspace(0, len(known) - 1, size).astype(np.int64)]]
@@ -364,7 +351,7 @@ class DeepCFPlus(EvidenceRecommender):
         ndarray
             float64 ``(n, 2)``, rows sum to 1; of unknown users and movies as in :meth:`explain`.
         """
-        users, known_user, movies, known_movie = self._indices(pairs)
+        users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)
         known = np.flatnonzero(known_user & known_movie)
         user_weight[known] = 0.0
@@ -415,7 +402,7 @@ class DeepCFPlus(EvidenceRecommender):
                 evidence = context.describe(*pair, times[rows], self.history_size)
                 with torch.no_grad():
                     inputs = (tensor.to(device) for tensor in _tensors(*pair, evidence))
-                    _, gate, attention = self._network.read(*inputs)
+                    _, gate, attention = self.network.read(*inputs)
                 weights = attention.double().mean(dim=2).cpu().numpy()
                 yield context, rows, evidence, gate.double().cpu().numpy(), weights
 
@@ -427,8 +414,8 @@ class DeepCFPlus(EvidenceRecommender):
         self._take_side_information(movies)
         self._take_ratings(data)
         train = self._batch(
-            (Context(self._data.take(visible), self._side), self._data.take(hidden))
-            for visible, hidden in episodes(self._data, self.folds, self.cuts, self.seed)
+            (Context(self.data.take(visible), self.side), self.data.take(hidden))
+            for visible, hidden in episodes(self.data, self.folds, self.cuts, self.seed)
         )
         held_out = None
         if validation is not None:
@@ -453,14 +440,14 @@ class DeepCFPlus(EvidenceRecommender):
         self.history = History()
         device = pick_device(self.device)
         with seeded(self.seed, device):
-            self._network = self._build().to(device)
+            self.network = self._build().to(device)
             if train is not None and len(train[0]) >= 2:
-                self._network.standardise(train[3], train[4])
-                self.history, _ = train_network(self._network, train, held_out, config)
+                self.network.standardise(train[3], train[4])
+                self.history, _ = train_network(self.network, train, held_out, config)
             else:  # Nobody has two ratings: there is no evidence to learn from.
-                for parameter in self._network.parameters():
+                for parameter in self.network.parameters():
                     nn.init.zeros_(parameter)
-        self._network.eval()
+        self.network.eval()
 
     def _take_ratings(self, data: Interactions) -> None:
         super()._take_ratings(data)
@@ -469,18 +456,18 @@ class DeepCFPlus(EvidenceRecommender):
     @cached_property
     def _item_scores(self) -> NDArray[np.float32]:
         """The item-item scores of all users; in closed form, and only once they are asked for."""
-        data = self._data
+        data = self.data
         weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
-        deviation = data.ratings - np.float32(self._context.mean)
+        deviation = data.ratings - np.float32(self.context.mean)
         weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)
         return item_scores(weights, self.regularization)
 
     def _build(self) -> EvidenceNetwork:
         """A fresh network."""
-        user, movie = self._context.feature_names()
+        user, movie = self.context.feature_names()
         return EvidenceNetwork(
-            self._data.n_users,
-            self._data.n_movies,
+            self.data.n_users,
+            self.data.n_movies,
             (len(user), len(movie)),
             self.embedding_size,
             self.tower_dropout,
@@ -525,13 +512,13 @@ class DeepCFPlus(EvidenceRecommender):
             if len(rows):
                 inputs = self._inputs(context, users[rows], movies[rows], times[rows])
                 on_device = (tensor.to(device) for tensor in inputs)
-                predicted = predict_in_batches(self._network, *on_device, batch_size=4096)
+                predicted = predict_in_batches(self.network, *on_device, batch_size=4096)
                 ratings[rows] = predicted.cpu().numpy()
         return ratings
 
     def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         scores = self._item_scores[users]
-        unseen = self._context.seen[: scores.shape[1], users].T == 0
+        unseen = self.context.seen[: scores.shape[1], users].T == 0
         best = top_k(np.where(unseen, scores, -np.inf), self.candidates)
         row, place = np.nonzero(np.take_along_axis(unseen, best, axis=1))
         movies = best[row, place]
@@ -543,7 +530,7 @@ class DeepCFPlus(EvidenceRecommender):
         return scores
 
     def _state(self) -> Arrays:
-        learned = {f"network.{k}": v.cpu().numpy() for k, v in self._network.state_dict().items()}
+        learned = {f"network.{k}": v.cpu().numpy() for k, v in self.network.state_dict().items()}
         return super()._state() | learned
 
     def _extra(self) -> dict[str, Any]:
@@ -555,7 +542,7 @@ class DeepCFPlus(EvidenceRecommender):
         super()._restore(state, extra)
         device = pick_device(self.device)
         with seeded(self.seed, device):
-            self._network = self._build().to(device).eval()
+            self.network = self._build().to(device).eval()
         prefix = "network."
         weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self._network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+        self.network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.models.base import Arrays, Interactions
+from dlcf.serving.history import HistoryRecommender
 
 __all__ = ["Context", "Evidence", "EvidenceRecommender", "SideInformation", "episodes", "folds_of"]
 
@@ -343,7 +344,7 @@ def episodes(
     return ((visible, hidden) for visible, hidden in masks if visible.any() and hidden.any())
 
 
-class EvidenceRecommender(Recommender):
+class EvidenceRecommender(HistoryRecommender):
     """A recommender that sees each pair from a context that does not hold its rating.
 
     Subclasses call `_take_side_information` and `_take_ratings` in `_fit`, and describe pairs by
@@ -356,7 +357,7 @@ class EvidenceRecommender(Recommender):
     def predict(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
         """As the base's, but a known user's unknown movies get evidence too, not a fallback."""
         ratings = super().predict(pairs)
-        users, known_user, _, known_movie = self._indices(pairs)
+        users, known_user, _, known_movie = self.positions(pairs)
         new = known_user & ~known_movie
         if new.any():
             columns = self._columns(pairs["movieId"].to_numpy()[new])
@@ -378,7 +379,7 @@ class EvidenceRecommender(Recommender):
             One row a pair, in the order and with the index of `pairs`; columns are (side, name)
             of :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`.
         """
-        users, known, _, _ = self._indices(pairs)
+        users, known, _, _ = self.positions(pairs)
         if not known.all():
             unknown = pairs["userId"].to_numpy()[~known][0]
             raise ValueError(
@@ -386,7 +387,7 @@ class EvidenceRecommender(Recommender):
             )
         movies = self._columns(pairs["movieId"].to_numpy())
         times = self._times(users, pairs["timestamp"].to_numpy() if "timestamp" in pairs else None)
-        of_user, of_movie = self._context.feature_names()
+        of_user, of_movie = self.context.feature_names()
         names = [("user", name) for name in of_user] + [("movie", name) for name in of_movie]
         values = np.empty((len(pairs), len(names)))
         for context, rows in self._contexts(users, movies):
@@ -416,11 +417,11 @@ class EvidenceRecommender(Recommender):
         for row, listed in zip(column, lists, strict=False):
             genres[row, [names.index(genre) for genre in listed]] = 1.0
         genres /= np.sqrt(np.maximum(genres.sum(axis=1, keepdims=True), 1.0))
-        self._side = SideInformation(genres, years.astype(np.float32))
+        self.side = SideInformation(genres, years.astype(np.float32))
 
     def _take_ratings(self, data: Interactions) -> None:
         """The context of all of train, and the folds; refuses what is too large for dense grids."""
-        n_users, n_columns = data.n_users, len(self._side.years)
+        n_users, n_columns = data.n_users, len(self.side.years)
         n_bytes = 32 * n_users * n_columns + 8 * n_users**2
         if n_bytes > LARGEST_GRIDS:
             raise ValueError(
@@ -428,11 +429,11 @@ class EvidenceRecommender(Recommender):
                 f"{n_users}^2 bytes = {n_bytes / 2**30:.1f} GiB, more than "
                 f"{LARGEST_GRIDS / 2**30:g}; leave out the users or movies with the fewest ratings"
             )
-        self._data = replace(data, n_movies=n_columns)
+        self.data = replace(data, n_movies=n_columns)
         self._timed = bool(data.timestamps.any())
         self._fold = folds_of(len(data), self.folds, self.seed)
-        self._context = Context(self._data, self._side)
-        self._latest = self._context.times[self._context.start[1:] - 1]
+        self.context = Context(self.data, self.side)
+        self._latest = self.context.times[self.context.start[1:] - 1]
 
     def _contexts(
         self, users: NDArray[Any], movies: NDArray[Any]
@@ -441,14 +442,14 @@ class EvidenceRecommender(Recommender):
 
         It is that of all of train or, for a pair of train, that of the folds that it is not in.
         """
-        keys = self._data.users * self._data.n_movies + self._data.movies
-        wanted = users * self._data.n_movies + movies
+        keys = self.data.users * self.data.n_movies + self.data.movies
+        wanted = users * self.data.n_movies + movies
         position = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         fold = np.where(keys[position] == wanted, self._fold[position], -1)
         for k in np.unique(fold):
-            context = self._context
+            context = self.context
             if k >= 0:
-                context = Context(self._data.take(self._fold != k), self._side)
+                context = Context(self.data.take(self._fold != k), self.side)
             yield context, np.flatnonzero(fold == k)
 
     def _columns(self, movie_ids: NDArray[Any]) -> NDArray[np.int64]:
@@ -468,28 +469,28 @@ class EvidenceRecommender(Recommender):
         return np.where(np.isnan(given), latest, given)
 
     def _training_ratings(self) -> Floats:
-        return self._data.ratings
+        return self.data.ratings
 
     def _revise(
         self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
     ) -> None:
         """All evidence is computed from the changed ratings; the moment that is asked of stays."""
-        data = replace(self._data, ratings=ratings.astype(np.float32)).take(kept)
+        data = replace(self.data, ratings=ratings.astype(np.float32)).take(kept)
         self._take_ratings(data)
         self._fold, self._latest = original._fold[kept], original._latest
 
     def _state(self) -> Arrays:
         return {
-            "ratings": self._data.ratings,
-            "timestamps": self._data.timestamps,
+            "ratings": self.data.ratings,
+            "timestamps": self.data.timestamps,
             "other_ids": self._other_ids,
-            "genres": self._side.genres,
-            "years": self._side.years,
+            "genres": self.side.genres,
+            "years": self.side.years,
         }
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._other_ids = state["other_ids"]
-        self._side = SideInformation(state["genres"], state["years"])
+        self.side = SideInformation(state["genres"], state["years"])
         users, movies = (index.astype(np.int64) for index in self._seen.nonzero())
         known = state["ratings"], state["timestamps"], *self._seen.shape
         self._take_ratings(Interactions(users, movies, *known))

@@ -155,10 +155,10 @@ class _Ablated(DeepCFPlus):
     without: tuple[str, ...] = ()
 
     def _build(self) -> EvidenceNetwork:
-        names = self._context.feature_names()
+        names = self.context.feature_names()
         network = AblatedNetwork(
-            self._data.n_users,
-            self._data.n_movies,
+            self.data.n_users,
+            self.data.n_movies,
             (len(names[0]), len(names[1])),
             self.embedding_size,
             self.tower_dropout,
@@ -182,11 +182,11 @@ class Prepared:
         model = self.model
         model._take_side_information(movies)
         model._take_ratings(data)
-        masks = iter(list(episodes(model._data, model.folds, model.cuts, model.seed)))
+        masks = iter(list(episodes(model.data, model.folds, model.cuts, model.seed)))
         random = itertools.islice(masks, model.folds)
         for name, chosen in (("random", random), ("future", masks)):
             batch = model._batch(
-                (Context(model._data.take(visible), model._side), model._data.take(hidden))
+                (Context(model.data.take(visible), model.side), model.data.take(hidden))
                 for visible, hidden in chosen
             )
             assert batch is not None, "the data are too few for episodes"
