@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,10 @@ from scipy import sparse
 from tqdm import tqdm
 
 from dlcf import metrics
-from dlcf.models.base import Recommender, top_k
+from dlcf.models.base import Index, Recommender, top_k
 from dlcf.ratings import check_ratings
 
-__all__ = [
-    "PROTOCOLS",
-    "RankedLists",
-    "evaluate",
-    "first_places",
-    "list_metrics",
-    "per_user",
-    "per_user_errors",
-    "rank",
-]
+__all__ = ["evaluate", "list_metrics", "per_user", "per_user_errors", "rank"]
 
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
@@ -60,9 +51,8 @@ def evaluate(
         takes gain 1 for a relevant movie. A relevant test movie outside the catalogue cannot be
         recommended but counts in recall and in the ideal list.
         ``"sampled"``: as ``"full"``, but only the relevant movies and 100 others, drawn once for
-        each user, are ranked. It is here to compare with papers that do so and comes with a
-        warning: it can put models in another order than the whole catalogue does (Krichene and
-        Rendle, 2020).
+        each user, are ranked, as some papers do. It comes with a warning: models can be in another
+        order than by the whole catalogue (Krichene and Rendle, 2020).
     k
         Length of the list.
     threshold
@@ -107,11 +97,8 @@ def per_user(
 ) -> pd.DataFrame:
     """The list-wise metrics of :func:`evaluate` for each user; arguments as there.
 
-    Returns
-    -------
-    DataFrame
-        Index `userId`, the test users with at least one relevant movie; columns ``precision``,
-        ``recall``, ``ndcg``.
+    Index `userId`, the test users with at least one relevant movie; columns ``precision``,
+    ``recall``, ``ndcg``.
     """
     return list_metrics(rank(model, train, test, protocol, k, threshold))
 
@@ -136,25 +123,18 @@ class RankedLists:
         Relevant test movies, ``(n,)``.
     """
 
-    users: NDArray[np.int64]
-    movies: NDArray[np.int64]
+    users: Index
+    movies: Index
     hits: NDArray[np.bool_]
     gains: NDArray[Any]
     ideal: NDArray[Any]
-    length: NDArray[np.int64]
-    n_relevant: NDArray[np.int64]
+    length: Index
+    n_relevant: Index
 
     def cut(self, k: int) -> RankedLists:
         """The first k places: a list of k is the head of a longer one."""
-        return RankedLists(
-            self.users,
-            self.movies[:, :k],
-            self.hits[:, :k],
-            self.gains[:, :k],
-            self.ideal[:, :k],
-            np.minimum(self.length, k),
-            self.n_relevant,
-        )
+        tables = {name: getattr(self, name)[:, :k] for name in ("movies", "hits", "gains", "ideal")}
+        return replace(self, **tables, length=np.minimum(self.length, k))
 
 
 def rank(
@@ -206,11 +186,8 @@ def list_metrics(lists: RankedLists) -> pd.DataFrame:
 def per_user_errors(model: Recommender, test: pd.DataFrame) -> pd.DataFrame:
     """Sums of errors for each test user; their totals give RMSE and MAE.
 
-    Returns
-    -------
-    DataFrame
-        Index `userId`, all test users; columns ``squared`` and ``absolute`` (sums over the user's
-        test ratings) and ``ratings`` (their number).
+    Index `userId`, all test users; columns ``squared`` and ``absolute`` (sums over the user's test
+    ratings) and ``ratings`` (their number).
     """
     check_ratings(test, source="test")
     error = model.predict(test) - test["rating"].to_numpy(np.float64)
@@ -219,11 +196,7 @@ def per_user_errors(model: Recommender, test: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rank_rated(
-    model: Recommender,
-    test: pd.DataFrame,
-    users: NDArray[np.int64],
-    k: int,
-    threshold: float,
+    model: Recommender, test: pd.DataFrame, users: Index, k: int, threshold: float
 ) -> RankedLists:
     row = np.searchsorted(users, test["userId"].to_numpy())
     rating = test["rating"].to_numpy(np.float64)
@@ -246,7 +219,7 @@ def _rank_full(
     model: Recommender,
     train: pd.DataFrame,
     test: pd.DataFrame,
-    users: NDArray[np.int64],
+    users: Index,
     k: int,
     threshold: float,
     sampled: int | None = None,
@@ -282,9 +255,7 @@ def _rank_full(
     return RankedLists(users, movies, hits, hits, ideal, length, n_relevant)
 
 
-def _top_k_in_order(
-    scores: NDArray[np.float32], k: int, order: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _top_k_in_order(scores: NDArray[np.float32], k: int, order: Index) -> Index:
     """`top_k`, but ties go by place in `order`; only rows that have one are put in that order."""
     best = top_k(scores, k)
     values = np.take_along_axis(scores, best, axis=1)
@@ -295,19 +266,13 @@ def _top_k_in_order(
     return best
 
 
-def _count_relevant(
-    test: pd.DataFrame, users: NDArray[np.int64], threshold: float
-) -> NDArray[np.int64]:
+def _count_relevant(test: pd.DataFrame, users: Index, threshold: float) -> Index:
     row = np.searchsorted(users, test["userId"].to_numpy())
     return np.bincount(row, test["rating"] >= threshold).astype(np.int64)
 
 
 def first_places(
-    values: NDArray[Any],
-    order: NDArray[Any],
-    row: NDArray[Any],
-    shape: tuple[int, int],
-    empty: int = 0,
+    values: Any, order: Any, row: Any, shape: tuple[int, int], empty: int = 0
 ) -> NDArray[Any]:
     """The first values of each row in `order`, which sorts by row first; `empty` behind them.
 
@@ -329,9 +294,7 @@ def first_places(
     return table
 
 
-def _known_cells(
-    ratings: pd.DataFrame, users: NDArray[np.int64], movie_ids: NDArray[np.int64]
-) -> sparse.csr_matrix:
+def _known_cells(ratings: pd.DataFrame, users: Index, movie_ids: Index) -> sparse.csr_matrix:
     """Users x catalogue, True where the frame holds the pair; pairs outside are dropped."""
     row = pd.Index(users).get_indexer(pd.Index(ratings["userId"]))
     column = pd.Index(movie_ids).get_indexer(pd.Index(ratings["movieId"]))

@@ -11,17 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = [
-    "COLUMNS",
-    "DTYPES",
-    "HALF_STARS",
-    "WHOLE_STARS",
-    "Rows",
-    "check_pairs",
-    "check_ratings",
-    "fingerprint",
-    "rating_scale",
-]
+__all__ = ["Rows", "check_pairs", "check_ratings", "fingerprint", "rating_scale"]
 
 HALF_STARS = (0.5, 5.0)
 WHOLE_STARS = (1.0, 5.0)
@@ -88,12 +78,7 @@ def check_pairs(frame: pd.DataFrame, *, source: str = "pairs frame") -> pd.DataF
     Returns
     -------
     DataFrame
-        `userId` and `movieId` int64, shape (n, 2), with the frame's index.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, or an id is missing or not a whole number.
+        `userId` and `movieId` int64, with the frame's index; ValueError as for `check_ratings`.
     """
     rows = Rows(frame, source)
     rows.refuse_missing_columns(["userId", "movieId"])
@@ -104,21 +89,12 @@ def check_pairs(frame: pd.DataFrame, *, source: str = "pairs frame") -> pd.DataF
 def rating_scale(ratings: pd.DataFrame) -> tuple[float, float]:
     """The MovieLens scale that ratings are on, judged by the ratings alone.
 
-    Parameters
-    ----------
-    ratings
-        Frame with `rating` in stars, not empty.
-
     Returns
     -------
     tuple of float
         (0.5, 5.0) where any rating is below 1 or has a half star, else (1.0, 5.0): never the data's
-        own minimum and maximum, because a sample need not hold the ends of its scale.
-
-    Raises
-    ------
-    ValueError
-        There is no rating, or one is missing or outside 0.5 to 5.0.
+        own minimum and maximum, because a sample need not hold the ends of its scale. ValueError
+        where there is no rating, or one is missing or outside 0.5 to 5.0.
     """
     rows = Rows(ratings, "ratings frame")
     rows.refuse_missing_columns(["rating"])
@@ -130,15 +106,7 @@ def rating_scale(ratings: pd.DataFrame) -> tuple[float, float]:
 def fingerprint(ratings: pd.DataFrame) -> str:
     """SHA-256 of a frame's columns, in order, with their names, dtypes and values.
 
-    Parameters
-    ----------
-    ratings
-        Any frame; the index does not count, the order of rows and columns does.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits, the same on every platform.
+    The index does not count, the order of rows and columns does; the same on every platform.
     """
     digest = hashlib.sha256(json.dumps(ratings.shape).encode())
     for name, column in ratings.items():
@@ -170,9 +138,8 @@ class Rows:
             raise TypeError(f"{self.source} is a {kind}; give a pandas DataFrame")
 
     def number(self, position: int) -> int:
-        if self.first_line is None:
-            return position
-        return int(self.frame.index[position]) + self.first_line
+        line = self.first_line
+        return position if line is None else int(self.frame.index[position]) + line
 
     def refuse(
         self, bad: np.ndarray, problem: str, remedy: str = "correct or drop the row"
@@ -201,11 +168,9 @@ class Rows:
         if (int(users.max()) - int(users.min()) + 1) * span < 2**63:
             # One number a pair: where they rise, as in most of the files, no pair comes twice.
             pairs = (users - users.min()) * span + (movies - movies.min())
-            if bool((pairs[1:] > pairs[:-1]).all()) or bool(np.diff(np.sort(pairs)).all()):
+            if bool((pairs[1:] > pairs[:-1]).all()):
                 return
-            bad = pd.Series(pairs).duplicated().to_numpy()
-        else:
-            bad = self.frame.duplicated(["userId", "movieId"]).to_numpy()
+        bad = self.frame.duplicated(["userId", "movieId"]).to_numpy()
         if bad.any():
             second = int(bad.argmax())
             first = int(((users == users[second]) & (movies == movies[second])).argmax())

@@ -1,4 +1,4 @@
-"""Train / test splits of a ratings frame, and what they leave cold.
+"""Train / test splits of a ratings frame.
 
 Every split is a function of the ratings, the test size and the seed alone: the rows are first put
 in (userId, movieId) order, so the order of the file does not matter, and ties in time are broken
@@ -7,36 +7,14 @@ by a permutation drawn from the seed.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, dataclass
-
 import numpy as np
 import pandas as pd
 
 from dlcf.ratings import check_ratings
 
-__all__ = ["SPLITS", "SplitReport", "describe_split", "split", "train_validation_test"]
+__all__ = ["SPLITS", "split", "train_validation_test"]
 
 SPLITS = ("random", "user-temporal", "global-temporal", "leave-last-out")
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """Sizes of a split and its cold part; every count is of distinct users, movies or ratings."""
-
-    train_ratings: int
-    test_ratings: int
-    test_users: int
-    test_movies: int
-    cold_users: int
-    cold_movies: int
-    cold_user_ratings: int
-    cold_movie_ratings: int
-    test_sha256: str
-
-    def as_dict(self) -> dict[str, int | str]:
-        """The fields by name, for a table or a JSON file."""
-        return asdict(self)
 
 
 def split(
@@ -80,7 +58,11 @@ def split(
     in_test = np.zeros(len(ratings), dtype=bool)
     in_test[_test_rows(ratings, how, test_size, np.random.default_rng(seed))] = True
     train, test = ratings[~in_test], ratings[in_test]
-    _assert_split(ratings, train, test)
+    if len(train) == 0 or len(test) == 0:
+        raise ValueError(
+            f"{len(ratings)} ratings leave {len(train)} for train and {len(test)} for test; "
+            "give more ratings or another test_size"
+        )
     return train, test
 
 
@@ -112,27 +94,6 @@ def train_validation_test(
     return train, validation, test
 
 
-def describe_split(train: pd.DataFrame, test: pd.DataFrame) -> SplitReport:
-    """Count what a split holds and what is cold in it (in test, never seen in train).
-
-    The digest identifies the test pairs, so that two runs can be shown to have used the same.
-    """
-    new_user = ~test["userId"].isin(train["userId"].unique())
-    new_movie = ~test["movieId"].isin(train["movieId"].unique())
-    pairs = test[["userId", "movieId"]].sort_values(["userId", "movieId"]).to_numpy("<i8")
-    return SplitReport(
-        train_ratings=len(train),
-        test_ratings=len(test),
-        test_users=test["userId"].nunique(),
-        test_movies=test["movieId"].nunique(),
-        cold_users=test.loc[new_user, "userId"].nunique(),
-        cold_movies=test.loc[new_movie, "movieId"].nunique(),
-        cold_user_ratings=int(new_user.sum()),
-        cold_movie_ratings=int(new_movie.sum()),
-        test_sha256=hashlib.sha256(np.ascontiguousarray(pairs).tobytes()).hexdigest(),
-    )
-
-
 def _test_rows(
     ratings: pd.DataFrame, how: str, test_size: float, generator: np.random.Generator
 ) -> np.ndarray:
@@ -158,12 +119,3 @@ def _test_rows(
 
 def _rounded_share(count: int | np.ndarray, share: float) -> np.ndarray:
     return np.floor(np.asarray(count) * share + 0.5).astype(np.int64)
-
-
-def _assert_split(ratings: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame) -> None:
-    if len(train) == 0 or len(test) == 0:
-        raise ValueError(
-            f"{len(ratings)} ratings leave {len(train)} for train and {len(test)} for test; "
-            "give more ratings or another test_size"
-        )
-    assert len(train) + len(test) == len(ratings), "a rating was lost or counted twice"

@@ -23,21 +23,7 @@ from tqdm import tqdm
 from dlcf.runtime.checkpoints import Checkpoint
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 
-__all__ = [
-    "FASTER_STEPS",
-    "AutogradStep",
-    "Batch",
-    "History",
-    "RatingNetwork",
-    "TrainingConfig",
-    "TrainingStep",
-    "mean_squared_error",
-    "pick_device",
-    "predict_in_batches",
-    "seeded",
-    "train_network",
-    "training_step",
-]
+__all__ = ["History", "RatingNetwork", "TrainingConfig", "train_network", "training_step"]
 
 # The network's inputs, then the ratings; equally many rows in each.
 Batch = tuple[Tensor, ...]
@@ -57,17 +43,10 @@ class RatingNetwork(nn.Module):
         return torch.optim.Adam(self.parameters(), config.learning_rate, fused=True)
 
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The objective of one batch, and its mean squared error; by default they are the same.
+        """The objective of one batch, ``()``, and the mean squared error that is reported of it.
 
-        Parameters
-        ----------
-        *batch
-            The inputs of ``forward``, then the ratings.
-
-        Returns
-        -------
-        objective, error
-            ``()`` each. The objective may hold regularisation; the error is what is reported.
+        A batch is the inputs of ``forward``, then the ratings. The objective may hold
+        regularisation; by default the two are the same.
         """
         *inputs, ratings = batch
         error = nn.functional.mse_loss(self(*inputs), ratings)
@@ -145,16 +124,9 @@ class History:
 
 
 class TrainingStep(ABC):
-    """What is done with a batch.
+    """What is done with a batch."""
 
-    Attributes
-    ----------
-    optimizer
-        Schedules change its learning rate between epochs, and after each step where the schedule
-        is ``"one-cycle"``.
-    """
-
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer  # whose learning rate the schedule changes
 
     @abstractmethod
     def begin_epoch(self) -> None:
@@ -164,10 +136,7 @@ class TrainingStep(ABC):
     def __call__(self, start: int, stop: int) -> Tensor:
         """Train on the ratings at places `start` to `stop` of the order.
 
-        Returns
-        -------
-        Tensor
-            The mean squared error, ``()``; it may be overwritten by the next call.
+        Returns the mean squared error, ``()``, which the next call may overwrite.
         """
 
     @abstractmethod
@@ -302,15 +271,10 @@ def train_network(
 
     Returns
     -------
-    history
-        Losses and learning rates by epoch.
-    best_state
-        A copy of the weights of the epoch with the lowest validation loss.
-
-    Raises
-    ------
-    ValueError
-        There are fewer than two ratings: batch normalisation has no variance to work with.
+    history, best_state
+        Losses and learning rates by epoch; a copy of the weights of the epoch with the lowest
+        validation loss. ValueError where there are fewer than two ratings: batch normalisation has
+        no variance to work with.
     """
     if len(train[-1]) < 2:
         raise ValueError(f"a network needs at least 2 ratings to train on, not {len(train[-1])}")

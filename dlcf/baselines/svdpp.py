@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
 from dlcf.models.mf import FactorNetwork, MatrixFactorization
-from dlcf.models.network import rated_movies
+from dlcf.variants.networks import rated_movies
 
 __all__ = ["ImplicitFactorNetwork", "SVDPlusPlus"]
 

@@ -16,12 +16,15 @@ from scipy import sparse
 from dlcf.ratings import check_pairs, check_ratings, rating_scale
 from dlcf.runtime.saving import write_folder
 
-__all__ = ["Arrays", "Interactions", "Recommender", "fit_biases", "top_k"]
+__all__ = ["Arrays", "Floats", "Index", "Interactions", "Recommender", "fit_biases", "top_k"]
 
 FORMAT = 1
 USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
 _USERS_AT_ONCE = 64
 Arrays = dict[str, NDArray[Any]]
+Index = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Known = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class Interactions:
         Sizes of the two vocabularies.
     """
 
-    users: NDArray[np.int64]
-    movies: NDArray[np.int64]
+    users: Index
+    movies: Index
     ratings: NDArray[np.float32]
-    timestamps: NDArray[np.int64]
+    timestamps: Index
     n_users: int
     n_movies: int
 
@@ -75,9 +78,9 @@ class Recommender(ABC):
 
     name: ClassVar[str]
 
-    user_ids: NDArray[np.int64]
-    movie_ids: NDArray[np.int64]
-    movie_counts: NDArray[np.int64]  # training ratings of each movie
+    user_ids: Index
+    movie_ids: Index
+    movie_counts: Index  # training ratings of each movie
     scale: tuple[float, float]
     titles: list[str] | None
 
@@ -97,7 +100,7 @@ class Recommender(ABC):
         validation: pd.DataFrame | None = None,
         movies: pd.DataFrame | None = None,
     ) -> Recommender:
-        """Learn from `train`.
+        """Learn from `train`; returns the model itself.
 
         Parameters
         ----------
@@ -108,11 +111,6 @@ class Recommender(ABC):
             one holds out part of `train`.
         movies
             Titles and genres, for models and explanations that use them.
-
-        Returns
-        -------
-        Recommender
-            The model itself.
 
         Raises
         ------
@@ -133,22 +131,16 @@ class Recommender(ABC):
         self._seen.sort_indices()
         self.movie_counts = np.bincount(data.movies, minlength=data.n_movies)
         self._mean, self._user_bias, self._movie_bias = fit_biases(data)
-        held_out = None if validation is None else self._interactions(validation)
-        self._fit(data, held_out, movies)
+        self._fit(data, None if validation is None else self._interactions(validation), movies)
         return self
 
-    def predict(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
-        """Predicted ratings.
+    def predict(self, pairs: pd.DataFrame) -> Floats:
+        """Predicted ratings, float64 ``(n,)``, inside the scale; unknown ids are served.
 
         Parameters
         ----------
         pairs
             Frame with `userId`, `movieId` and, for models that use time, `timestamp`.
-
-        Returns
-        -------
-        ndarray
-            float64 ``(n,)``, inside the rating scale; unknown users and movies are served.
         """
         self._check_fitted()
         check_pairs(pairs, source="pairs")
@@ -186,12 +178,9 @@ class Recommender(ABC):
         return scores
 
     def recommend(self, user_id: int, k: int = 10, exclude_seen: bool = True) -> pd.DataFrame:
-        """The best `k` movies for a user.
+        """The best `k` movies for a user: `movieId` and `score`, best first.
 
-        Returns
-        -------
-        DataFrame
-            `movieId` and `score`, best first; fewer than `k` rows where the catalogue is short.
+        There are fewer than `k` rows where the catalogue is short.
         """
         return self.recommend_all([user_id], k, exclude_seen).drop(columns="userId")
 
@@ -218,7 +207,7 @@ class Recommender(ABC):
             raise ValueError(f"k is {k}; ask for at least one recommendation")
         wanted = np.asarray(self.user_ids if user_ids is None else user_ids)
         lists = []
-        for first in range(0, len(wanted), _USERS_AT_ONCE):
+        for first in range(0, max(len(wanted), 1), _USERS_AT_ONCE):
             block = wanted[first : first + _USERS_AT_ONCE]
             scores = self.score_all(block)
             if exclude_seen:
@@ -226,28 +215,18 @@ class Recommender(ABC):
             columns = top_k(scores, k)
             best = np.take_along_axis(scores, columns, axis=1)
             row, place = np.nonzero(best > -np.inf)
-            movies = self.movie_ids[columns[row, place]]
-            lists.append((block[row], movies, best[row, place]))
-        empty = wanted[:0], self.movie_ids[:0], np.empty(0, dtype=np.float32)
-        columns_of = zip(*(lists or [empty]), strict=True)
-        names = "userId", "movieId", "score"
-        return pd.DataFrame(dict(zip(names, map(np.concatenate, columns_of), strict=True)))
+            movies, score = self.movie_ids[columns[row, place]], best[row, place]
+            lists.append(pd.DataFrame({"userId": block[row], "movieId": movies, "score": score}))
+        return pd.concat(lists, ignore_index=True)
 
-    def seen(
-        self, user_ids: Sequence[int] | NDArray[Any]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def seen(self, user_ids: Sequence[int] | NDArray[Any]) -> tuple[Index, Index]:
         """What the users rated in training, as (position in `user_ids`, column) index arrays."""
         users, known = _positions(self.user_ids, np.asarray(user_ids))
         row, column = self._seen[users[known]].nonzero()
         return np.flatnonzero(known)[row], column.astype(np.int64)
 
-    def positions(
-        self, pairs: pd.DataFrame
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
-        """Row of each user in `user_ids` and whether it is known; the same of each movie.
-
-        Unknown ones have position 0.
-        """
+    def positions(self, pairs: pd.DataFrame) -> tuple[Index, Known, Index, Known]:
+        """Rows of users in `user_ids` (0 of unknown ones), whether known; the same of movies."""
         users = _positions(self.user_ids, pairs["userId"])
         return *users, *_positions(self.movie_ids, pairs["movieId"])
 
@@ -274,12 +253,9 @@ class Recommender(ABC):
         raise NotImplementedError(self._no_history())
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model as `model.safetensors` and `model.json`; the folder appears whole.
+        """Write `model.safetensors` and `model.json`; returns the folder, which appears whole.
 
-        Returns
-        -------
-        Path
-            The folder. A model that was there before is replaced only once the new one is written.
+        A model that was there before is replaced only once the new one is written.
         """
         self._check_fitted()
         learned: Arrays = {
@@ -308,10 +284,10 @@ class Recommender(ABC):
         self.user_ids, self.movie_ids = arrays["user_ids"], arrays["movie_ids"]
         self.scale = (description["scale"][0], description["scale"][1])
         self.titles = description["titles"]
-        indices = arrays["seen_indices"]
+        indices, indptr = arrays["seen_indices"], arrays["seen_indptr"]
         ones = np.ones(len(indices), dtype=np.float32)
-        shape = (len(self.user_ids), len(self.movie_ids))
-        self._seen = sparse.csr_matrix((ones, indices, arrays["seen_indptr"]), shape=shape)
+        shape = len(self.user_ids), len(self.movie_ids)
+        self._seen = sparse.csr_matrix((ones, indices, indptr), shape=shape)
         self.movie_counts = arrays["movie_count"]
         self._mean = float(arrays["mean"])
         self._user_bias, self._movie_bias = arrays["user_bias"], arrays["movie_bias"]
@@ -328,15 +304,10 @@ class Recommender(ABC):
         """Learn from indexed ratings; `validation` holds only known users and movies."""
 
     @abstractmethod
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         """Ratings of known pairs; they are clipped to the scale afterwards."""
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         """Ranking scores of known users over the catalogue; predicted ratings by default."""
         n_movies = len(self.movie_ids)
         pairs_of_user = np.repeat(users, n_movies), np.tile(np.arange(n_movies), len(users))
@@ -386,16 +357,13 @@ def fit_biases(
     user_damping: float = USER_DAMPING,
     movie_damping: float = MOVIE_DAMPING,
     sweeps: int = 15,
-) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[float, Floats, Floats]:
     """Global mean, user biases and movie biases by alternating damped means.
 
     Minimises ``sum (r - mu - b_u - b_i)^2 + user_damping |b_u|^2 + movie_damping |b_i|^2``, the
     baseline estimate of Koren, Bell and Volinsky (2009), with mu held at the mean rating.
 
-    Returns
-    -------
-    mean, user_bias, movie_bias
-        In rating units; shapes ``()``, ``(n_users,)``, ``(n_movies,)``.
+    All are in rating units; shapes ``()``, ``(n_users,)``, ``(n_movies,)``.
     """
     users, movies = data.users, data.movies
     mean = float(data.ratings.mean(dtype=np.float64))
@@ -409,20 +377,11 @@ def fit_biases(
     return mean, user_bias, movie_bias
 
 
-def top_k(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
+def top_k(scores: NDArray[Any], k: int) -> Index:
     """Columns of the `k` highest scores of each row, best first, ties by the lower column.
 
-    Parameters
-    ----------
-    scores
-        ``(n, m)``; a column that must not be chosen holds ``-inf``.
-    k
-        At most `m` columns come back.
-
-    Returns
-    -------
-    ndarray
-        int64 ``(n, min(k, m))``.
+    Of scores ``(n, m)``, in which a column that must not be chosen holds ``-inf``, int64
+    ``(n, min(k, m))``.
     """
     k = min(k, scores.shape[1])
     if k == scores.shape[1]:
@@ -440,9 +399,7 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
     return np.take_along_axis(columns, order, axis=1)
 
 
-def _positions(
-    ids: NDArray[np.int64], wanted: pd.Series | NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _positions(ids: Index, wanted: pd.Series | NDArray[Any]) -> tuple[Index, Known]:
     """Where each wanted id stands in the sorted `ids`, 0 where it does not, and whether it does."""
     wanted = np.asarray(wanted)
     position = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
@@ -450,7 +407,7 @@ def _positions(
     return np.where(known, position, 0), known
 
 
-def _titles(movies: pd.DataFrame | None, movie_ids: NDArray[np.int64]) -> list[str] | None:
+def _titles(movies: pd.DataFrame | None, movie_ids: Index) -> list[str] | None:
     if movies is None:
         return None
     title = movies.drop_duplicates("movieId").set_index("movieId")["title"]

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Interactions, Recommender, fit_biases
+from dlcf.models.base import (
+    MOVIE_DAMPING,
+    USER_DAMPING,
+    Floats,
+    Index,
+    Interactions,
+    Recommender,
+    fit_biases,
+)
 
 __all__ = ["Bias", "GlobalMean", "Popular"]
 
@@ -27,12 +35,7 @@ class GlobalMean(Recommender):
         self._user_bias = np.zeros(data.n_users)
         self._movie_bias = np.zeros(data.n_movies)
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         return np.full(len(users), self._mean)
 
 
@@ -57,12 +60,7 @@ class Bias(Recommender):
         found = fit_biases(data, self.user_damping, self.movie_damping)
         self._mean, self._user_bias, self._movie_bias = found
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
 
@@ -72,5 +70,5 @@ class Popular(Bias):
 
     name: ClassVar[str] = "popular"
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         return np.tile(self.movie_counts.astype(np.float32), (len(users), 1))

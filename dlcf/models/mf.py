@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlcf.models.base import Interactions
+from dlcf.models.base import Floats, Index, Interactions
 from dlcf.models.network import NetworkRecommender
 from dlcf.training import RatingNetwork
 
@@ -104,7 +104,7 @@ class MatrixFactorization(NetworkRecommender):
     def build_network(self, data: Interactions) -> FactorNetwork:
         return FactorNetwork(data, self.factors, self.regularization, self.bias_regularization)
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         index = torch.as_tensor(users, device=self.torch_device())
         return self.network.score_all(index).cpu().numpy()
 
@@ -113,7 +113,7 @@ class MatrixFactorization(NetworkRecommender):
         self._check_fitted()
         return self.network.movie_factors.weight.detach().cpu().numpy()
 
-    def movie_parts(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def movie_parts(self) -> tuple[Floats, Floats]:
         """The movies' vectors ``(n_movies, factors)`` and the mean plus their biases, in stars."""
         level = self.network.mean + self.network.movie_bias.weight[:, 0]
         return self.movie_factors().astype(np.float64), level.detach().cpu().double().numpy()

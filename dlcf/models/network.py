@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
 from dlcf.training import (
     Batch,
     History,
@@ -25,7 +25,7 @@ from dlcf.training import (
     train_network,
 )
 
-__all__ = ["FASTER_SCORES", "WEIGHTS", "NetworkRecommender", "hold_out", "rated_movies"]
+__all__ = ["FASTER_SCORES", "WEIGHTS", "NetworkRecommender", "hold_out"]
 
 WEIGHTS = ("last", "best")
 
@@ -47,6 +47,7 @@ class NetworkRecommender(Recommender):
     weights: str
 
     history: History
+    _states: dict[str, dict[str, Tensor]]
     network: Any  # the RatingNetwork that `build_network` gave
 
     def use_weights(self, which: str) -> NetworkRecommender:
@@ -97,17 +98,12 @@ class NetworkRecommender(Recommender):
     def _after_training(self, held_out: Batch | None) -> None:
         """For what is to be measured on the ratings held out, of both weights; nothing here."""
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         device = self.torch_device()
         index = torch.as_tensor(users, device=device), torch.as_tensor(movies, device=device)
         return predict_in_batches(self.network, *index).cpu().double().numpy()
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         faster = FASTER_SCORES.get(type(self.network))
         if faster is None:
             return super()._score(users)
@@ -127,14 +123,10 @@ class NetworkRecommender(Recommender):
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self.history = History(**extra["history"])
-        self._states = {
-            which: {
-                name.removeprefix(f"{which}."): torch.from_numpy(value)
-                for name, value in state.items()
-                if name.startswith(f"{which}.")
-            }
-            for which in WEIGHTS
-        }
+        self._states = {which: {} for which in WEIGHTS}
+        for key, value in state.items():
+            which, _, name = key.partition(".")
+            self._states[which][name] = torch.from_numpy(value)
         users, movies = (array.astype(np.int64) for array in self._seen.nonzero())
         # Ratings only set initial values, which the saved weights replace.
         training = Interactions(
@@ -148,27 +140,6 @@ class NetworkRecommender(Recommender):
             if saved.shape != buffer.shape:  # what users rated, less what was held out
                 setattr(self.network, name, saved.to(device))
         self.network.load_state_dict(self._states[self.weights])
-
-
-def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the users rated in training, one user after the other.
-
-    Parameters
-    ----------
-    start, movie
-        The users x movies matrix in CSR form: `indptr` and `indices`.
-    users
-        ``(n,)``.
-
-    Returns
-    -------
-    movies, first, count
-        Movie indices; where each user's begin, ``(n,)``; and how many they are, ``(n,)``.
-    """
-    count = start[users + 1] - start[users]
-    first = torch.cumsum(count, 0) - count
-    offset = torch.arange(int(count.sum()), device=users.device)
-    return movie[torch.repeat_interleave(start[users] - first, count) + offset], first, count
 
 
 def hold_out(

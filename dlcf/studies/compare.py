@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from dlcf.analysis.beyond import measure
+from dlcf.analysis.cold import describe_split
 from dlcf.analysis.statistics import compare_tables, holm, interval_over_seeds
 from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import PROTOCOLS, evaluate
@@ -35,7 +36,7 @@ from dlcf.ratings import fingerprint
 from dlcf.registry import make
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
-from dlcf.splits import describe_split, split
+from dlcf.splits import split
 
 __all__ = [
     "Job",

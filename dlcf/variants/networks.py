@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
-from dlcf.models.network import rated_movies
 from dlcf.variants.shapley import player_share, shapley
 
 __all__ = [
@@ -17,7 +16,29 @@ __all__ = [
     "RankingAttentionNetwork",
     "coalitions",
     "rate_embeddings",
+    "rated_movies",
 ]
+
+
+def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the users rated in training, one user after the other.
+
+    Parameters
+    ----------
+    start, movie
+        The users x movies matrix in CSR form: `indptr` and `indices`.
+    users
+        ``(n,)``.
+
+    Returns
+    -------
+    movies, first, count
+        Movie indices; where each user's begin, ``(n,)``; and how many they are, ``(n,)``.
+    """
+    count = start[users + 1] - start[users]
+    first = torch.cumsum(count, 0) - count
+    offset = torch.arange(int(count.sum()), device=users.device)
+    return movie[torch.repeat_interleave(start[users] - first, count) + offset], first, count
 
 
 @torch.no_grad()
