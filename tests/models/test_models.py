@@ -14,14 +14,15 @@ import pytest
 import torch
 
 import dlcf
+from dlcf.baselines.svdpp import ImplicitFactorNetwork
 from dlcf.explanation import Explanation
 from dlcf.metrics import rmse
 from dlcf.models.base import Interactions, Recommender, fit_biases
-from dlcf.models.deepcf import AttentionNetwork, DeepCF, RankingAttentionNetwork
-from dlcf.models.mf import ImplicitFactorNetwork
+from dlcf.models.deepcf import AttentionNetwork, DeepCF
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.registry import available, load_model, make
+from dlcf.variants.networks import RankingAttentionNetwork
 
 UNKNOWN_USER, UNKNOWN_MOVIE = 999_999, 888_888
 SMALL: dict[str, dict[str, Any]] = {
