@@ -58,7 +58,8 @@ class NetworkRecommender(Recommender):
         NetworkRecommender
             The model itself.
         """
-        _check_weights(which)
+        if which not in WEIGHTS:
+            raise ValueError(f"weights are {which!r}; choose one of {', '.join(WEIGHTS)}")
         self._check_fitted()
         self.weights = which
         self.network.load_state_dict(self._states[which])
@@ -81,7 +82,6 @@ class NetworkRecommender(Recommender):
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
         config = self.training_config()
-        _check_weights(self.weights)
         if validation is None:
             data, validation = hold_out(data, self.validation_fraction, self.seed)
         device = pick_device(self.device)
@@ -151,11 +151,6 @@ def hold_out(
         return data, None
     order = np.random.default_rng(seed).permutation(len(data))
     return data.take(np.sort(order[n_held_out:])), data.take(np.sort(order[:n_held_out]))
-
-
-def _check_weights(which: str) -> None:
-    if which not in WEIGHTS:
-        raise ValueError(f"weights are {which!r}; choose one of {', '.join(WEIGHTS)}")
 
 
 def _tensors(data: Interactions, device: torch.device) -> Batch:
