@@ -157,7 +157,7 @@ def test_genres_are_lists_of_texts(
     genres: Any, problem: str, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
     wrong = toy_movies.assign(genres=[genres, *toy_movies["genres"][1:]])
-    with pytest.raises(ValueError, match="movies frame, row 0: genres .* are no list"):
+    with pytest.raises(ValueError, match=r"movies frame, row 0: genres .* are no list"):
         make("popular").fit(toy_ratings, movies=wrong)
 
 
