@@ -26,18 +26,14 @@ from dlcf.runtime import paths
 
 __all__ = [
     "DATASETS",
-    "RATINGS_FILES",
     "DataUnavailableError",
-    "Source",
-    "digest_of",
     "fetch_ml100k_from_package_index",
     "is_available",
-    "obtain",
     "resolve_dataset",
 ]
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
-CONNECT_SECONDS, STALL_SECONDS = 3, 10
+TIMEOUT = (3, 10)  # seconds for the connection, and for each part of an answer
 LARGEST_MEMBER = 4 * 2**30  # bytes; ratings.csv of ml-32m, the largest file read here, has 0.9e9
 LARGEST_RATIO = 200  # of unpacked to packed size; MovieLens' text files stay below 10
 RECBOLE = "recbole==1.2.1"
@@ -110,18 +106,9 @@ def resolve_dataset(name: str, data_dir: str | Path | None = None) -> str:
 def fetch_ml100k_from_package_index(folder: Path | None = None) -> Path:
     """Take ML-100K out of RecBole's wheel, for machines that reach a package index only.
 
-    pip downloads the wheel without its dependencies; nothing is installed.
-
-    Parameters
-    ----------
-    folder
-        Where ``ml-100k/`` is written; by default the folder that downloads go to.
-
-    Returns
-    -------
-    Path
-        ``ml-100k/``, with ``ml-100k.inter`` (100,000 ratings of 1,682 movies by 943 users) and
-        ``ml-100k.item``.
+    pip downloads the wheel without its dependencies; nothing is installed. The folder returned is
+    ``ml-100k/`` in `folder`, or else where downloads go, and holds ``ml-100k.inter`` (100,000
+    ratings of 1,682 movies by 943 users) and ``ml-100k.item``.
 
     Raises
     ------
@@ -169,10 +156,6 @@ class Source:
         if found is None:
             raise ValueError(f"{self.path} holds none of {', '.join(files)}; add one of them")
         return found
-
-    def file(self, file: str) -> Path:
-        """The file on disk whose bytes decide what `file` holds."""
-        return self.path / file if self.path.is_dir() else self.path
 
     @contextmanager
     def open(self, file: str) -> Iterator[IO[bytes]]:
@@ -271,8 +254,7 @@ def _fetch(file: str, known_hash: str | None, folder: Path) -> Path:
     import pooch  # here, because only a download needs it and it warns in a plain notebook
 
     site = pooch.create(folder, GROUPLENS, registry={file: known_hash}, retry_if_failed=1)
-    limits = (CONNECT_SECONDS, STALL_SECONDS)
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=limits)
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
     return Path(site.fetch(file, downloader=downloader))
 
 

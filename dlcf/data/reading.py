@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
@@ -22,14 +20,10 @@ __all__ = ["load_movies", "load_ratings", "load_tags"]
 CACHED_FROM = 2**24  # bytes of a file, packed or not; a smaller one is read in under a second
 # How pandas reads each of RATINGS_FILES. Its fast parser takes separators of one character only,
 # so that "::" is read as two ":" with an empty column between.
+_SPACED = ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"]
 _FORMS: dict[str, dict[str, Any]] = {
     "ratings.csv": {"sep": ",", "index_col": False},
-    "ratings.dat": {
-        "sep": ":",
-        "header": None,
-        "names": ["userId", "_1", "movieId", "_2", "rating", "_3", "timestamp"],
-        "usecols": COLUMNS,
-    },
+    "ratings.dat": {"sep": ":", "header": None, "names": _SPACED, "usecols": COLUMNS},
     "u.data": {"sep": "\t", "header": None, "names": COLUMNS, "index_col": False},
     "ml-100k.inter": {"sep": "\t", "header": 0, "names": COLUMNS, "index_col": False},
 }
@@ -47,8 +41,7 @@ def load_ratings(
         ``u.data`` or RecBole's ``ml-100k.inter``. A `Path` is always taken as a folder.
     data_dir
         Folder looked in first, and downloaded into. Then come ``$DLCF_DATA_DIR``, the checkout's
-        ``data/`` (the user's data folder where there is no checkout), its sibling
-        ``../shared/data``, and at last GroupLens over https.
+        ``data/`` or else the user's data folder, ``../shared/data``, and GroupLens over https.
 
     Returns
     -------
@@ -65,8 +58,7 @@ def load_ratings(
     """
     source = obtain(name, data_dir)
     scale = DATASETS[name].scale if isinstance(name, str) and name in DATASETS else HALF_STARS
-    file = source.first(RATINGS_FILES)
-    return _cached(source.file(file), scale, partial(_read_ratings, source, file, scale))
+    return _read_cached(source, source.first(RATINGS_FILES), scale)
 
 
 def load_movies(
@@ -130,22 +122,21 @@ def load_tags(
     return raw[columns].assign(**numbers)
 
 
-def _cached(
-    file: Path, scale: tuple[float, float], read: Callable[[], pd.DataFrame]
-) -> pd.DataFrame:
-    """What `read` makes of a large file, from a Parquet copy where pyarrow is installed.
+def _read_cached(source: Source, file: str, scale: tuple[float, float]) -> pd.DataFrame:
+    """Read ratings; those of a large file from a Parquet copy where pyarrow is installed.
 
-    The copy's name holds the digests of `file` and of the copy itself, so that neither a copy of
-    another file nor a damaged one is used. Where it cannot be written, `file` is read each time.
+    The copy's name holds the digests of the file and of the copy itself, so that neither a copy of
+    another file nor a damaged one is used. Where it cannot be written, the file is read each time.
     """
-    if file.stat().st_size < CACHED_FROM or find_spec("pyarrow") is None:
-        return read()
+    original = source.path / file if source.path.is_dir() else source.path
+    if original.stat().st_size < CACHED_FROM or find_spec("pyarrow") is None:
+        return _read_ratings(source, file, scale)
     folder = paths.CACHE / "ratings"
-    key = f"{digest_of(file)[:32]}-{scale[0]:g}-{scale[1]:g}"
+    key = f"{digest_of(original)[:32]}-{scale[0]:g}-{scale[1]:g}"
     for copy in folder.glob(f"{key}-*.parquet"):
         if copy.stem == f"{key}-{digest_of(copy)[:32]}":
             return pd.read_parquet(copy, engine="pyarrow")
-    ratings = read()
+    ratings = _read_ratings(source, file, scale)
     content = ratings.to_parquet(engine="pyarrow", compression="zstd", index=False)
     with suppress(OSError):
         digest = hashlib.sha256(content).hexdigest()[:32]
@@ -185,26 +176,25 @@ def _read_carefully(source: Source, file: str, scale: tuple[float, float]) -> pd
 def _read_movies(source: Source, file: str) -> pd.DataFrame:
     """`movieId` and `title` as text, `genres` as lists, all as the file has them."""
     columns = ["movieId", "title", "genres"]
-    rows: Iterable[tuple[str, str, list[str]]]
     if file == "movies.csv":
         table = _read_text(source, file, columns)
-        rows = zip(table["movieId"], table["title"], table["genres"].str.split("|"), strict=True)
-    elif file == "movies.dat":
+        return table.assign(genres=table["genres"].str.split("|"))
+    if file == "movies.dat":
         lines = _split_lines(source, file, "::", columns)
-        rows = ((movie, title, genres.split("|")) for movie, title, genres, *_ in lines)
+        rows = [(movie, title, genres.split("|")) for movie, title, genres, *_ in lines]
     elif file == "u.item":
         names = [line[0] for line in _split_lines(source, "u.genre", "|", ["genre", "number"])]
         fields = ["movieId", "title", "release", "video release", "address", *names]
-        rows = (
+        rows = [
             (movie, title, list(compress(names, (flag == "1" for flag in flags))))
             for movie, title, _, _, _, *flags in _split_lines(source, file, "|", fields)
-        )
+        ]
     else:  # RecBole cuts the year off the title, "V" where it ends in "(V)", and misspells one
         fields = ["item_id", "movie_title", "release_year", "class"]
-        rows = (
+        rows = [
             (movie, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split(" "))
             for movie, title, year, genres, *_ in _split_lines(source, file, "\t", fields)[1:]
-        )
+        ]
     return pd.DataFrame(rows, columns=columns)
 
 
