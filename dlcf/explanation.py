@@ -152,7 +152,8 @@ class Explanation:
         **more: Any,
     ) -> Explanation:
         """From a predicted rating and the user's weight, in [0, 1] or NaN; `more` are fields."""
-        weights = user_weight, 1.0 - user_weight
+        # The same NaN twice: only then are two explanations without weights equal.
+        weights = user_weight, user_weight if isnan(user_weight) else 1.0 - user_weight
         strength = strength_of(rating, scale)
         return cls(int(user_id), int(movie_id), strength, *weights, rating, scale, **more)
 
