@@ -209,7 +209,6 @@ class Explanation:
         return self.sentence()
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """For IPython's terminal, and for the plain text beside the HTML in a notebook."""
         printer.text(self.text())
 
     def _repr_html_(self) -> str:

@@ -99,10 +99,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def interval_over_seeds(values: Sequence[float]) -> list[float | None]:
-    """``[mean, low, high]`` of :func:`mean_interval`, to 5 decimals, as results files hold it.
-
-    The bounds of a single value are None.
-    """
+    """``[mean, low, high]`` of :func:`mean_interval` to 5 decimals; of one value no bounds."""
     if len(values) < 2:
         return [round(float(values[0]), 5), None, None]
     interval = mean_interval(values)

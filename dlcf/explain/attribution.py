@@ -111,8 +111,7 @@ def share(values: ArrayLike) -> NDArray[np.float64]:
 
     Comparable with an attention weight on the user. 1/2 where both are 0.
     """
-    user, movie = np.asarray(values, dtype=np.float64).T
-    return player_share(user, movie)
+    return player_share(*np.asarray(values, dtype=np.float64).T)
 
 
 def user_share(model: Recommender, pairs: pd.DataFrame, method: str) -> NDArray[np.float64]:

@@ -36,15 +36,11 @@ class ChanceOfLiking:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Reliability of a strength read as a chance, and of the calibrated chance.
+    """Reliability of a strength read as a chance (before) and of the calibrated chance (after).
 
-    Attributes
-    ----------
-    before, after
-        Bins of :func:`dlcf.analysis.beyond.calibration`.
-    error_before, error_after, difference
-        Expected calibration error in [0, 1], and after minus before; 95% by resampling users. A
-        resample adds noise of its own, so small errors may lie below their interval.
+    The tables are bins of :func:`dlcf.analysis.beyond.calibration`, the errors expected calibration
+    errors in [0, 1], and after minus before; 95% by resampling users. A resample adds noise of its
+    own, so small errors may lie below their interval.
     """
 
     before: pd.DataFrame
@@ -57,16 +53,9 @@ class CalibrationReport:
 def calibrate_strength(
     model: Recommender, validation: pd.DataFrame, threshold: float = 4.0
 ) -> ChanceOfLiking:
-    """Learn the chance of a rating of `threshold` or more from ratings outside train and test.
+    """Learn the chance of a rating of `threshold` stars or more from ratings that are held out.
 
-    Parameters
-    ----------
-    model
-        Fitted without `validation`, or with it for the number of epochs only.
-    validation
-        Ratings.
-    threshold
-        In stars.
+    `model` was fitted without `validation`, or with it for the number of epochs only.
     """
     strength = strength_of(model.predict(validation), model.scale)
     liked = validation["rating"].to_numpy() >= threshold

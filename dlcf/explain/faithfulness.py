@@ -37,7 +37,6 @@ __all__ = [
     "measure_faithfulness",
     "milliseconds",
     "paired_with_random",
-    "rank_correlation",
 ]
 
 RANDOM, POPULARITY = "random", "popularity"
@@ -48,10 +47,7 @@ def agreement(
 ) -> pd.DataFrame:
     """Spearman's correlation of the reference with every other method, with 95% intervals.
 
-    Parameters
-    ----------
-    user_ids, shares
-        The user of each pair, ``(n,)``, and by method the user's share of each, ``(n,)``.
+    `user_ids` are those of the pairs, ``(n,)``, `shares` by method the user's share, ``(n,)``.
 
     Returns
     -------

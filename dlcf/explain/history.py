@@ -8,6 +8,7 @@ again. The unit is that of what is explained: stars, or scores for `ease`, which
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,6 @@ from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.registry import make
 
 __all__ = [
-    "by_user",
     "deletion_and_insertion",
     "history_attributions",
     "history_methods",
@@ -29,10 +29,7 @@ __all__ = [
     "leave_one_out",
     "leave_out_refitted",
     "mf_history",
-    "pairs_of",
-    "predicted_ratings",
     "ridge_attributions",
-    "stated_methods",
 ]
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a history, where a curve is evaluated
@@ -71,12 +68,10 @@ def history_attributions(
 
     Parameters
     ----------
-    model
-        One that :func:`history_methods` knows.
+    model, method
+        One that :func:`history_methods` knows, and one of them; the first by default.
     user_id, movie_ids
         A user, and movies whose prediction is explained, of train.
-    method
-        One of :func:`history_methods`; the first by default.
 
     Returns
     -------
@@ -127,8 +122,6 @@ def leave_one_out(
 
     Parameters
     ----------
-    model, user_id, movie_ids
-        As for :func:`history_attributions`.
     ratings
         Which of the user's rated movies are taken away, one at a time; all by default.
     value
@@ -140,9 +133,7 @@ def leave_one_out(
         Rows the ratings, columns `movie_ids`, in the unit of `value`.
     """
     rated = model.ratings_of(user_id)["movieId"] if ratings is None else ratings
-    less = [
-        value(model.revised(user_id, {int(movie): None}), user_id, movie_ids) for movie in rated
-    ]
+    less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated]
     return _effects(value(model, user_id, movie_ids), less, rated, movie_ids)
 
 
@@ -197,17 +188,15 @@ def deletion_and_insertion(
         of `order`, and with them alone.
     """
     counts = [round(fraction * len(order)) for fraction in fractions]
-    known: dict[frozenset[int], float] = {}
 
-    def without(gone: Sequence[int]) -> float:
-        key = frozenset(int(movie) for movie in gone)
-        if key not in known:
-            served = model.revised(user_id, dict.fromkeys(key)) if key else model
-            known[key] = float(history_value(served, user_id, [movie_id])[0])
-        return known[key]
+    @cache
+    def without(gone: frozenset[int]) -> float:
+        served = model.revised(user_id, dict.fromkeys(gone)) if gone else model
+        return float(history_value(served, user_id, [movie_id])[0])
 
-    deletion = [without(order[:count]) for count in counts]
-    return np.array(deletion), np.array([without(order[count:]) for count in counts])
+    deletion = [without(frozenset(order[:count])) for count in counts]
+    insertion = [without(frozenset(order[count:])) for count in counts]
+    return np.array(deletion), np.array(insertion)
 
 
 def ridge_attributions(
@@ -220,10 +209,7 @@ def ridge_attributions(
     (Sherman and Morrison, 1950); its first-order approximation, the influence function (Koh and
     Liang, 2017), is ``h_j e_j``. The penalty is not changed.
 
-    Parameters
-    ----------
-    design, target, penalty, query
-        X ``(n, d)``, y ``(n,)``, ``(d,)`` positive, ``(d,)``.
+    X is `design` ``(n, d)``, y `target` ``(n,)``; the positive `penalty` and `query` are ``(d,)``.
 
     Returns
     -------
@@ -246,13 +232,9 @@ def mf_history(
     """Contributions of the user's ratings to a prediction of `mf`, by solving for the user again.
 
     With the movies fixed, the user's vector and bias minimise a ridge regression on the user's
-    ratings in `train` (Koren, Bell and Volinsky, 2009, eq. 5), whose attributions are exact.
-
-    Returns
-    -------
-    attributions, rating
-        :func:`ridge_attributions` of the ratings, indexed by `movieId`, and the prediction of the
-        solved vector; that of the trained one is near it, not equal.
+    ratings in `train` (Koren, Bell and Volinsky, 2009, eq. 5), whose attributions are exact:
+    :func:`ridge_attributions`, indexed by `movieId`. Also returned is the prediction of the solved
+    vector; that of the trained one is near it, not equal.
     """
     if type(model) is not MatrixFactorization:
         raise ValueError(f"mf_history solves for the users of mf, not of {model.name}")

@@ -57,13 +57,11 @@ def explain_for(
     model
         Fitted. One that cannot explain itself is explained by its ratings alone; one that cannot
         serve a changed history gets no effects.
-    user_id, movie_id
-        MovieLens' ids; unknown ones are explained as the model does.
     movies
         Genres, and titles where the model has none.
     calibration, threshold
-        From strength in [0, 1] to the chance that the rating is `threshold` stars or more; a
-        `threshold` that the calibration has itself takes precedence.
+        From strength in [0, 1] to the chance in [0, 1], else ValueError, that the rating is
+        `threshold` stars or more; a `threshold` of the calibration's own takes precedence.
     k
         Length of the list of recommendations that the counterfactual looks at.
 
@@ -73,11 +71,6 @@ def explain_for(
         Effects are of the ratings that the model attended to; where it attends to none, of the 64
         whose movies share most raters with this one. They are in stars of the predicted rating,
         also for a model that ranks by something else, as `ease` does.
-
-    Raises
-    ------
-    ValueError
-        The calibration gives no chance in [0, 1].
     """
     titles = _titles_of(movies)
     stated = _stated(model, user_id, movie_id, titles, calibration, threshold)
@@ -108,28 +101,22 @@ def find_counterfactual(
 
     Of the three ratings with the largest effects, those that raised the prediction are lowered and
     the others raised; the change that moves the prediction most is returned, with its consequence
-    for the user's `k` recommendations. `lists` gives those lists where they are known already.
-
-    Returns
-    -------
-    Counterfactual or None
-        None where no rating has an effect, or none can be moved.
+    for the user's `k` recommendations, which `lists` gives where they are known already. None where
+    no rating has an effect, or none can be moved.
     """
     low, high = explanation.scale
     user_id, movie_id = explanation.user_id, explanation.movie_id
-    best: tuple[HistoryItem, float, float] | None = None
+    moved: list[tuple[float, HistoryItem, float]] = []
     for item in sorted(explanation.measured, key=_size, reverse=True)[:TRIED]:
         effect = item.effect or 0.0
         rating = float(np.clip(item.rating - math.copysign(STEP, effect), low, high))
         if abs(effect) < NOTICEABLE or rating == item.rating:
             continue
         revised = model.revised(user_id, {item.movie_id: rating})
-        predicted = float(predicted_ratings(revised, user_id, [movie_id])[0])
-        if best is None or abs(predicted - explanation.rating) > abs(best[2] - explanation.rating):
-            best = item, rating, predicted
-    if best is None:
+        moved.append((float(predicted_ratings(revised, user_id, [movie_id])[0]), item, rating))
+    if not moved:
         return None
-    item, rating, predicted = best
+    predicted, item, rating = max(moved, key=lambda change: abs(change[0] - explanation.rating))
     lists = _lists_of(model, user_id, k) if lists is None else lists
     return Counterfactual(
         movie_id=item.movie_id,
@@ -148,14 +135,8 @@ def find_counterfactual(
 class Page:
     """One user's history and recommendations, as text and as HTML.
 
-    Attributes
-    ----------
-    user_id, n_ratings
-        MovieLens' id, and how many ratings the user gave.
-    history
-        Some of them, the highest first.
-    explanations
-        Of the user's recommendations, best first.
+    Of the user's `n_ratings` ratings the `history` holds some, the highest first; `explanations`
+    are of the recommendations, best first.
     """
 
     user_id: int
@@ -197,9 +178,8 @@ class Page:
         return f'<article aria-label="Recommendations for user {self.user_id}">\n{body}\n</article>'
 
     def _caption(self) -> str:
-        return (
-            f"The best {len(self.history)} of the {self.n_ratings} ratings of user {self.user_id}"
-        )
+        n = len(self.history)
+        return f"The best {n} of the {self.n_ratings} ratings of user {self.user_id}"
 
 
 def page_of(
@@ -255,28 +235,11 @@ def reader(
         Choose a user and a recommendation from drop-downs; an explanation is measured when it is
         asked for. It needs `ipywidgets` (``pip install "dlcf[widgets]"``) and a person at the
         notebook; where either is missing, as in a headless run, the page of one user is shown.
-
-    Returns
-    -------
-    Page or ipywidgets.VBox
-        Either shows itself.
     """
     first = int(ratings["userId"].min()) if user_id is None else int(user_id)
     widgets = _live_widgets() if interactive else None
     if widgets is None:
         return page_of(model, first, ratings, movies, **settings)
-    return _cell(widgets, model, first, ratings, movies, settings)
-
-
-def _cell(
-    widgets: Any,
-    model: Recommender,
-    first: int,
-    ratings: pd.DataFrame,
-    movies: pd.DataFrame,
-    settings: dict[str, Any],
-) -> Any:
-    """Drop-downs of users and of their recommendations, the page and the chosen explanation."""
     users = sorted({first, *ratings["userId"].astype(int)})
     user = widgets.Dropdown(options=users, value=first, description="User")
     movie = widgets.Dropdown(description="Explain")
@@ -305,11 +268,7 @@ def _cell(
 
 
 def _live_widgets() -> ModuleType | None:
-    """`ipywidgets`, where it is installed and a person can use it.
-
-    A headless run (papermill, nbconvert, nbval) tells the kernel that nobody can be asked for
-    input.
-    """
+    """`ipywidgets`, where it is installed and a person can use it."""
     try:
         import ipywidgets
         from IPython.core.getipython import get_ipython
@@ -318,6 +277,7 @@ def _live_widgets() -> ModuleType | None:
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return None
+    # A headless run (papermill, nbconvert, nbval) says that nobody can be asked for input.
     request = kernel.get_parent("shell").get("content", {})
     return ipywidgets if request.get("allow_stdin", False) else None
 
@@ -379,12 +339,12 @@ def _measured(
     ]
     left_out = sorted({item.movie_id for history in histories for item in history})
     targets = [e.movie_id for e in stated]
-    effects = leave_one_out(model, user_id, targets, left_out, predicted_ratings).to_numpy()
-    row_of = {movie: effects[row] for row, movie in enumerate(left_out)}
+    effects = leave_one_out(model, user_id, targets, left_out, predicted_ratings)
     lists = _lists_of(model, user_id, k)
     found = []
-    for column, (explanation, history) in enumerate(zip(stated, histories, strict=True)):
-        items = [replace(i, effect=float(row_of[i.movie_id][column])) for i in history]
+    for explanation, history in zip(stated, histories, strict=True):
+        effect = effects[explanation.movie_id]
+        items = [replace(item, effect=float(effect[item.movie_id])) for item in history]
         items.sort(key=lambda item: (-_size(item), item.movie_id))
         explanation = replace(explanation, history=tuple(items))
         if movies is not None and "genres" in movies:

@@ -124,7 +124,9 @@ def sanity_check(
 def stability(
     user_ids: ArrayLike, explanations: ArrayLike, within: ArrayLike | None = None
 ) -> Interval:
-    """Mean rank correlation of the explanations of the same pairs between models of other seeds.
+    """Mean rank correlation, in [-1, 1], of the explanations by models of other seeds.
+
+    The mean of Spearman's is over all pairs of models, the interval over users, for these seeds.
 
     Parameters
     ----------
@@ -135,12 +137,6 @@ def stability(
         of :func:`history_explanations`. Ranks are then taken within each explanation, and the mean
         over explanations too. The correlation is 0 where one model gives all parts the same value;
         where all models do, the explanation is left out.
-
-    Returns
-    -------
-    Interval
-        Mean of Spearman's correlation over all pairs of models, in [-1, 1]; the interval is over
-        users, for these seeds.
     """
     values = np.asarray(explanations, dtype=np.float64)
     if values.ndim != 2 or len(values) < 2:
@@ -155,9 +151,8 @@ def history_explanations(
     """History attributions of some predictions, one row a part.
 
     Models that know the same histories give the same rows: their columns can go to
-    :func:`sanity_check` and :func:`stability`, with ``within`` the column ``explanation``.
-
-    The parameters are those of :func:`~dlcf.explain.faithfulness.history_faithfulness`.
+    :func:`sanity_check` and :func:`stability`, with ``within`` the column ``explanation``. The
+    parameters are those of :func:`~dlcf.explain.faithfulness.history_faithfulness`.
 
     Returns
     -------
@@ -184,7 +179,7 @@ def history_sanity(
 ) -> dict[str, SanityCheck]:
     """:func:`sanity_check` of each history attribution, within each explanation.
 
-    `destroyed` are models of the same kind that know the same histories of the pairs' users; the
+    `destroyed` are models of the same name that know the same histories of the pairs' users; the
     other parameters are those of :func:`history_explanations`.
     """
     trained, *others = (history_explanations(m, pairs, methods) for m in (model, *destroyed))

@@ -119,8 +119,8 @@ class TestSanityAndStability:
         assert not sanity_check(users, trained, 3 * trained, within=explanation).passed
         several = sanity_check(users, trained, [other, trained, -trained], within=explanation)
         assert several.correlation.mean == pytest.approx(within.correlation.mean / 3)
-        apart = sanity_check(users, trained, [other, trained, -trained])
-        assert apart.correlation.mean == pytest.approx(stats.spearmanr(trained, other)[0] / 3)
+        separate = sanity_check(users, trained, [other, trained, -trained])
+        assert separate.correlation.mean == pytest.approx(stats.spearmanr(trained, other)[0] / 3)
 
     def test_an_explanation_without_an_order_is_no_agreement(self) -> None:
         users = explanation = np.repeat(np.arange(8), 4)
