@@ -20,7 +20,7 @@ from dlcf.explain.history import (
 )
 from dlcf.models.base import Recommender
 from dlcf.models.mf import MatrixFactorization
-from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.plus.deepcf_plus import NETWORK_FIELDS, DeepCFPlus
 from dlcf.plus.evidence import Context
 from dlcf.registry import make
 from dlcf.variants.deepcf import ExplainedDeepCF
@@ -108,7 +108,10 @@ class TestHistory:
         context = Context(data.take(~((data.users == user) & (data.movies == movie))), model.side)
         users = np.full(len(targets), user)
         columns = np.searchsorted(model.movie_ids, targets)
-        inputs = model._inputs(context, users, columns, model._times(users, None))
+        times = model._times(users, None).astype(float)
+        evidence = context.describe(users, columns, times, model.history_size)
+        arrays = users, columns, *(getattr(evidence, name) for name in NETWORK_FIELDS)
+        inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
         with torch.no_grad():
             without = np.clip(model.network(*inputs).double().numpy(), 0.5, 5.0)
         expected = history_value(model, self.USER, targets) - without
