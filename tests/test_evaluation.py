@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
 import dlcf
-from dlcf.evaluation import evaluate, per_user
+from dlcf.evaluation import evaluate, per_user, rank
 from dlcf.models.base import Interactions, Recommender, top_k
+from dlcf.splits import split
 
 
 class Scripted(Recommender):
@@ -186,3 +190,32 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(scripted, TRAIN, TEST, **arguments)  # type: ignore[arg-type]
+
+
+class Constant(Recommender):
+    """Every movie has the same score."""
+
+    name = "constant"
+
+    def _fit(self, data: Any, validation: Any, movies: Any) -> None:
+        pass
+
+    def _predict(self, users: Any, movies: Any, timestamps: Any) -> Any:
+        return np.full(len(users), 3.0)
+
+
+def test_ties_of_the_catalogue_do_not_go_to_low_ids(toy_ratings: pd.DataFrame) -> None:
+    """Ids grow with a movie's age in the data set: by id, a tie would favour old movies."""
+    train, test = split(toy_ratings, seed=0)
+    model = dataclass(Constant)().fit(train)
+    lists = rank(model, train, test, "full", k=5)
+    place = np.searchsorted(model.movie_ids, lists.movies)
+    middle = (len(model.movie_ids) - 1) / 2
+    assert abs(place.mean() - middle) < 0.25 * middle
+    again = rank(model, train, test, "full", k=5)
+    assert np.array_equal(lists.movies, again.movies)
+    # The order is one for all users: who has seen neither of two movies is shown the same first.
+    order = {movie: i for i, movie in enumerate(lists.movies[0])}
+    for shown in lists.movies[1:]:
+        known = [order[movie] for movie in shown if movie in order]
+        assert known == sorted(known)

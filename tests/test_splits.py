@@ -133,3 +133,24 @@ def test_user_temporal_sizes_hold_for_any_users(
     _, test = split(frame(rows), "user-temporal", test_size, seed)
     found = test["userId"].value_counts().reindex(range(len(counts)), fill_value=0)
     assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize("how", SPLITS)
+def test_validation_is_cut_by_the_rule_of_the_split(how: str, toy_ratings: pd.DataFrame) -> None:
+    """Not at random whatever the split: by time, validation is what comes next in train."""
+    train, validation, test = train_validation_test(toy_ratings, how, seed=4)
+    rest, _ = split(toy_ratings, how, seed=4)
+    expected = split(rest, how, test_size=0.1, seed=5)
+    assert [list(part.index) for part in (train, validation)] == [list(p.index) for p in expected]
+    if how == "random":
+        return
+    parts = {"train": train, "validation": validation, "test": test}
+    by_user = {name: part.groupby("userId")["timestamp"] for name, part in parts.items()}
+    if how == "global-temporal":
+        assert train["timestamp"].max() <= validation["timestamp"].min()
+        assert validation["timestamp"].max() <= test["timestamp"].min()
+    else:
+        shared = by_user["validation"].min().index
+        assert (by_user["train"].max()[shared] <= by_user["validation"].min()).all()
+        tested = by_user["test"].min()
+        assert (by_user["validation"].max().reindex(tested.index) > tested).sum() == 0
