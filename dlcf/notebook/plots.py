@@ -35,23 +35,15 @@ SPLIT_NAMES = {
 def use_style() -> None:
     """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 200,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.labelsize": 9,
-            "legend.fontsize": 8,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "pdf.fonttype": 42,
-        }
-    )
+    mpl.rc("figure", dpi=110)
+    mpl.rc("figure.constrained_layout", use=True)
+    mpl.rc("savefig", dpi=200, bbox="tight")
+    mpl.rc("font", size=9)
+    mpl.rc("axes", titlesize=9, labelsize=9)
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc("legend", fontsize=8)
+    mpl.rc(("xtick", "ytick"), labelsize=8)
+    mpl.rc("pdf", fonttype=42)
 
 
 def figure_bytes(figure: Figure, ending: str) -> bytes:

@@ -21,21 +21,12 @@ __all__ = ["choose_parameters", "keep_outputs", "main", "run_notebook"]
 
 
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
-    """Execute one notebook with papermill.
+    """Execute a notebook of `notebooks/`, named without its ending; returns the seconds it took.
 
-    Parameters
-    ----------
-    notebook
-        File name in `notebooks/`, without its ending.
-    parameters
-        Replace stored values; an unknown name or a wrong type is an error before anything runs.
-    output
-        Where the executed notebook goes.
-
-    Returns
-    -------
-    float
-        Seconds it took.
+    Raises
+    ------
+    ValueError
+        A parameter is unknown or has a wrong type; nothing was executed.
     """
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +62,9 @@ def keep_outputs(executed: Path) -> None:
 def choose_parameters(
     notebooks: Sequence[str], given: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Each notebook's part of the parameters given; `DATASET` is what can be reached from here.
+    """What each notebook takes of the parameters given and does not store anyway.
+
+    Where `DATASET` is not given, it is the stored one or what can be had from here instead.
 
     Raises
     ------
@@ -79,17 +72,17 @@ def choose_parameters(
         There is no such notebook, no notebook takes a parameter, or a value has a wrong type.
     """
     known = {name: read_parameters(name) for name in notebooks}
-    taken = {name: value for parameters in known.values() for name, value in parameters.items()}
-    unknown = sorted(set(given) - set(taken))
+    taken = {name: value for stored in known.values() for name, value in stored.items()}
+    unknown = ", ".join(sorted(given.keys() - taken.keys()))
     if unknown:
-        takes = ", ".join(sorted(taken))
-        raise ValueError(f"no notebook takes {', '.join(unknown)}; they take {takes}")
-    if "DATASET" in taken and "DATASET" not in given:
-        dataset = resolve_dataset(taken["DATASET"])
-        given = {**given, **({"DATASET": dataset} if dataset != taken["DATASET"] else {})}
-    chosen = {n: {k: v for k, v in given.items() if k in known[n]} for n in notebooks}
-    for name, parameters in chosen.items():
-        check_parameters(name, parameters)
+        raise ValueError(f"no notebook takes {unknown}; they take {', '.join(sorted(taken))}")
+    if "DATASET" in taken.keys() - given.keys():
+        given = {**given, "DATASET": resolve_dataset(taken["DATASET"])}
+    chosen = {}
+    for notebook, stored in known.items():
+        own = {name: value for name, value in given.items() if name in stored}
+        check_parameters(notebook, own)
+        chosen[notebook] = {name: value for name, value in own.items() if value != stored[name]}
     return chosen
 
 
@@ -97,13 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="dlcf run", description=__doc__)
     parser.add_argument("notebooks", nargs="*", help="names or paths; all of them by default")
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", "--parameter", action="append", default=[], **pair)
     parser.add_argument("--output", type=Path, default=paths.RUNS, help="default: runs/")
-    parser.add_argument(
-        "--keep", action="store_true", help="put the executed notebooks in place of notebooks/"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     options = parser.parse_args(arguments)
     if options.keep and options.parameter:
         parser.error("--keep is for the stored parameters; leave out -p")
