@@ -24,6 +24,7 @@ __all__ = ["figure_bytes", "use_style"]
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
+Style = dict[str, Any]  # keyword arguments of a drawing
 SPLIT_NAMES = {
     "random": "random",
     "user-temporal": "per-user temporal",
@@ -42,7 +43,8 @@ def use_style() -> None:
     mpl.rc("axes", titlesize=9, labelsize=9)
     mpl.rc("axes.spines", top=False, right=False)
     mpl.rc("legend", fontsize=8)
-    mpl.rc(("xtick", "ytick"), labelsize=8)
+    mpl.rc("xtick", labelsize=8)
+    mpl.rc("ytick", labelsize=8)
     mpl.rc("pdf", fonttype=42)
 
 
@@ -55,9 +57,7 @@ def figure_bytes(figure: Figure, ending: str) -> bytes:
     return buffer.getvalue()
 
 
-def _panels(
-    n: int, height: float, width: float = PAGE, **shared: bool
-) -> tuple[Figure, list[Axes]]:
+def _panels(n: int, height: float, width: float = PAGE, **shared: Any) -> tuple[Figure, list[Axes]]:
     """A figure of `n` panels side by side; the sizes are inches."""
     figure, axes = plt.subplots(1, n, figsize=(width, height), squeeze=False, **shared)
     return figure, list(axes[0])
@@ -211,14 +211,14 @@ def dot_table(
         By column, a value to mark with a line.
     """
     figure, axes = _panels(table.shape[1], 0.6 + 0.26 * len(table), sharey=True)
+    above: Style = {"textcoords": "offset points", "ha": "center", "size": 6.5}
     rows = np.arange(len(table))[::-1]
     for axis, column in zip(axes, table.columns, strict=True):
         values = table[column].to_numpy(float)
         axis.plot(values, rows, "o", color=BLUE)
         for value, row in zip(values, rows, strict=True):
             if np.isfinite(value):
-                place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-                axis.annotate(f"{value:.3f}", (value, row), size=6.5, **place)
+                axis.annotate(f"{value:.3f}", (value, row), (0, 4), **above)
         if reference and column in reference:
             axis.axvline(reference[column], color=RED, linestyle="--", linewidth=1)
         axis.set(xlabel=label, title=SPLIT_NAMES.get(str(column), str(column)))
@@ -479,9 +479,9 @@ def share_against_share(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
         Title -> shares of the same pairs, in [0, 1]: Shapley's, then the attention's.
     """
     figure, axes = _panels(len(panels), 2.9, sharey=True)
-    style = {"gridsize": 35, "extent": (0, 1, 0, 1), "cmap": "Blues", "bins": "log", "mincnt": 1}
+    style: Style = {"gridsize": 35, "extent": (0, 1, 0, 1), "cmap": "Blues", "bins": "log"}
     for axis, (title, (shapley, attention)) in zip(axes, panels.items(), strict=True):
-        axis.hexbin(shapley, attention, **style)
+        axis.hexbin(shapley, attention, mincnt=1, **style)
         axis.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
         axis.set(xlabel="Shapley share of the user", title=title, xlim=(0, 1), ylim=(0, 1))
     axes[0].set_ylabel("attention on the user")

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="dlcf run", description=__doc__)
     parser.add_argument("notebooks", nargs="*", help="names or paths; all of them by default")
-    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    pair: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", "--parameter", action="append", default=[], **pair)
     parser.add_argument("--output", type=Path, default=paths.RUNS, help="default: runs/")
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")

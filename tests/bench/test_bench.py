@@ -96,6 +96,7 @@ def test_the_record_keeps_other_sections_and_reports_broken_ones(
     assert bench.main(["b", *arguments]) == 1
     record = json.loads(output.read_text())
     assert record["a"]["entries"]["x"]["ratio"] == 9.0 and record["a"]["machine"]["threads"] == 1
+    assert record["a"]["machine"]["cpu"] and record["a"]["machine"]["numba"]
     assert record["b"]["entries"]["b"]["error"] == "RuntimeError: no such thing"
     with pytest.raises(SystemExit):
         bench.main(["c", *arguments])
