@@ -37,12 +37,7 @@ OUTPUT = "DLCF_OUTPUT_DIR"
 
 
 def read_parameters(notebook: str) -> dict[str, Any]:
-    """Names and stored values of a notebook's `parameters` cell.
-
-    Parameters
-    ----------
-    notebook
-        File name in `notebooks/`, without its ending.
+    """Names and stored values of the `parameters` cell of a notebook, named without its ending.
 
     Raises
     ------
@@ -84,11 +79,6 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
         The notebook's file name without its ending.
     namespace
         The notebook's ``globals()``, right after its parameters.
-
-    Returns
-    -------
-    Run
-        Where figures, results and trained models of this run go.
     """
     injected: dict[str, Any] = {}
     for source in namespace.get("In", []):
@@ -213,7 +203,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _differences(kept: Any, found: Any, tolerance: float) -> Iterator[str]:
     old, new = dict(_leaves(kept)), dict(_leaves(found))
-    for name in old.keys() | new.keys():
+    for name in sorted(old.keys() | new.keys()):
         if name not in old or name not in new:
             yield f"{name}: only in {'the file' if name in old else 'the notebook'}"
         elif isinstance(old[name], float) and isinstance(new[name], (int, float)):

@@ -111,11 +111,8 @@ def activity_over_time(ratings: pd.DataFrame) -> Figure:
 def genres(table: pd.DataFrame) -> Figure:
     """Share of ratings and mean rating by genre.
 
-    Parameters
-    ----------
-    table
-        Index genre; columns ``share`` (of ratings, 0 to 1), ``mean`` (stars) and ``error``
-        (standard error of the mean).
+    `table` has a row for each genre and the columns ``share`` (of ratings, 0 to 1), ``mean``
+    (stars) and ``error`` (standard error of the mean).
     """
     table = table.sort_values("share")
     figure, (left, right) = _panels(2, 3.4, sharey=True)
@@ -147,13 +144,7 @@ def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure
 
 
 def factor_map(points: pd.DataFrame) -> Figure:
-    """Movies on two directions of factor space.
-
-    Parameters
-    ----------
-    points
-        Columns ``x``, ``y``, ``title`` and ``label`` (bool: write the title).
-    """
+    """Movies on two directions of factor space: ``x``, ``y``, ``title`` and bool ``label``."""
     figure, axis = plt.subplots(figsize=(PAGE, 4.4))
     axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
     named = points[points["label"]]
@@ -173,13 +164,7 @@ def factor_map(points: pd.DataFrame) -> Figure:
 
 
 def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
-    """The network as a row of boxes.
-
-    Parameters
-    ----------
-    layers
-        Title and detail of each box, input first.
-    """
+    """The network as a row of boxes, each with a title and a detail, input first."""
     figure, axis = plt.subplots(figsize=(PAGE, 1.9))
     width, gap = 1.0, 0.28
     for index, (title, detail) in enumerate(layers):
@@ -229,13 +214,7 @@ def dot_table(
 
 
 def paper_comparison(table: pd.DataFrame) -> Figure:
-    """The paper's figures beside ours.
-
-    Parameters
-    ----------
-    table
-        Index metric; column ``paper`` and one column for each way of ours.
-    """
+    """The paper's metrics, column ``paper``, beside ours, one column for each way to compute."""
     figure, axis = plt.subplots(figsize=(PAGE, 2.8))
     rows = np.arange(len(table))[::-1]
     axis.plot(table["paper"], rows, "D", color="black", markersize=7, label="paper")
@@ -285,14 +264,9 @@ def forest(
 
 
 def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: str) -> Figure:
-    """Differences between all pairs of models, row minus column; a dot where it is no luck.
+    """Differences between all pairs of models, row minus column; a dot where one is significant.
 
-    Parameters
-    ----------
-    difference, significant
-        Square, same index and columns, floats and booleans; NaN on the diagonal.
-    label
-        What the differences are of.
+    Both frames are square, with the same index and columns; `difference` has NaN on the diagonal.
     """
     figure, axis = plt.subplots(figsize=(PAGE, 5.6))
     limit = float(np.nanmax(np.abs(difference.to_numpy())))
@@ -312,12 +286,7 @@ def curves(
 ) -> Figure:
     """Lines with bands, one panel a table.
 
-    Parameters
-    ----------
-    tables
-        Title -> frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
-    x_label, y_label, log_x
-        Of all panels.
+    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
     """
     figure, axes = _panels(len(tables), 3.0)
     markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
@@ -338,11 +307,8 @@ def curves(
 def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) -> Figure:
     """What models say against what comes of it; on the diagonal they are right.
 
-    Parameters
-    ----------
-    tables
-        Model -> frame with ``confidence``, ``outcome`` and ``cases``; the area of a point shows
-        its share of the cases. Bins with fewer than 10 cases are not drawn.
+    `tables` maps a model to a frame with ``confidence``, ``outcome`` and ``cases``. The area of a
+    point shows its share of the cases; bins with fewer than 10 cases are not drawn.
     """
     figure, axes = _panels(len(tables), 2.5, sharey=True)
     for axis, (model, table) in zip(axes, tables.items(), strict=True):
@@ -374,13 +340,7 @@ def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
 
 
 def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """How far each choice alone moves each metric.
-
-    Parameters
-    ----------
-    table
-        Columns ``choice``, ``value`` and one for each of `metrics`, the change.
-    """
+    """How far each ``choice`` and ``value`` alone moves each of `metrics`, columns of `table`."""
     figure, axes = _panels(len(metrics), 0.8 + 0.21 * len(table), sharey=True)
     names = table["choice"] + ": " + table["value"]
     for axis, metric in zip(axes, metrics, strict=True):
@@ -473,10 +433,7 @@ def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
 def share_against_share(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
     """The user's share by interventions and by attention; on the diagonal they agree.
 
-    Parameters
-    ----------
-    panels
-        Title -> shares of the same pairs, in [0, 1]: Shapley's, then the attention's.
+    `panels` maps a title to shares of the same pairs, in [0, 1]: Shapley's, then the attention's.
     """
     figure, axes = _panels(len(panels), 2.9, sharey=True)
     style: Style = {"gridsize": 35, "extent": (0, 1, 0, 1), "cmap": "Blues", "bins": "log"}

@@ -25,12 +25,9 @@ ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `b
 
 
 def headline_table(results: Path | None = None) -> str:
-    """One run of notebook 04: models by rows, splits and protocols by columns, in Markdown.
+    """Models by rows, splits and protocols by columns, in Markdown.
 
-    Parameters
-    ----------
-    results
-        JSON file that notebook 04 wrote; the committed one by default.
+    `results` is what a run of notebook 04 wrote; the committed file by default.
     """
     results = results or paths.RESULTS / f"{HEADLINE}.json"
     content = json.loads(results.read_text(encoding="utf-8"))
@@ -49,12 +46,8 @@ def headline_table(results: Path | None = None) -> str:
 def comparison_table(path: Path | None = None) -> str:
     """The comparison over seeds: means and half widths of their 95% intervals, lowest RMSE first.
 
-    Models that only rank come last, and their RMSE is left out.
-
-    Parameters
-    ----------
-    path
-        What ``dlcf compare`` wrote; the committed file by default.
+    Models that only rank come last, without RMSE. `path` is what ``dlcf compare`` wrote; the
+    committed file by default.
     """
     splits = load_comparison(path)["splits"]
     header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
@@ -68,12 +61,9 @@ def comparison_table(path: Path | None = None) -> str:
 
 
 def bench_table(path: Path | None = None) -> str:
-    """What the bench measured of all that has a target: times, ratio and target.
+    """What was measured of all that has a target: times, ratio and target.
 
-    Parameters
-    ----------
-    path
-        What ``python -m bench`` wrote; the committed file by default.
+    `path` is what ``python -m bench`` wrote; the committed file by default.
     """
     header = ["what", "plain way", "here", "times faster", "run before", "target"]
     rows = []

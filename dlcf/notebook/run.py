@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--keep is for the stored parameters; leave out -p")
     names = [Path(n).stem for n in options.notebooks]
     names = names or sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if not names:
+        parser.error(f"no notebooks in {paths.NOTEBOOKS}; run this in a checkout of the repository")
     try:
         chosen = choose_parameters(names, {n: _value(text) for n, text in options.parameter})
     except ValueError as error:

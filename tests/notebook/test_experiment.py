@@ -167,6 +167,7 @@ def _package_copy(checkout: Path) -> Path:
         (["toy", "-p", "COUNT", "five"], "COUNT is 'five'"),
         (["nope"], "no notebook 'nope'"),
         (["toy", "--keep", "-p", "COUNT", "5"], "leave out -p"),
+        ([], "no notebooks in"),
     ],
 )
 def test_the_runner_refuses_before_it_runs(
