@@ -87,15 +87,23 @@ def make(name: str, **hyper_parameters: Any) -> Recommender:
     return model(**hyper_parameters)
 
 
-def load_model(folder: str | Path) -> Recommender:
+def load_model(folder: str | Path, device: str | None = None) -> Recommender:
     """The fitted model that :meth:`Recommender.save` wrote; it predicts the same numbers.
+
+    Parameters
+    ----------
+    folder
+        That was given to `save`.
+    device
+        Where a network goes, such as ``"cpu"`` for one that was fitted on CUDA; by default to the
+        device that it was made for.
 
     Raises
     ------
     FileNotFoundError
         The folder holds no `model.json`.
     ValueError
-        The folder was written in a format that this version does not read.
+        A file is damaged, or the folder was written in a format that this version does not read.
     """
     arrays, description = read_folder(folder)
     if description["format"] != FORMAT:
@@ -103,7 +111,10 @@ def load_model(folder: str | Path) -> Recommender:
             f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
             "fit the model again"
         )
-    model = make(description["name"], **description["config"])
+    config = description["config"]
+    if device is not None and "device" in config:
+        config = {**config, "device": device}
+    model = make(description["name"], **config)
     model.restore(arrays, description)
     return model
 

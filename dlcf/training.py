@@ -235,6 +235,8 @@ def pick_device(device: str = "auto") -> torch.device:
     """The device that a name means; ``"auto"`` is CUDA where there is one, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but CUDA is not available here; use 'cpu'")
     return torch.device(device)
 
 

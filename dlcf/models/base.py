@@ -279,7 +279,7 @@ class Recommender(ABC):
         raise NotImplementedError(self._no_history())
 
     def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors` and `model.json`; returns the folder, which appears whole.
+        """Write `model.json` and a safetensors file; returns the folder, which appears whole.
 
         A model that was there before is replaced only once the new one is written.
         """

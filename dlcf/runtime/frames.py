@@ -93,7 +93,9 @@ class Rows:
         values = self.frame[column]
         missing = values.isna().to_numpy()
         self.refuse(missing, f"{column} is missing (NaN)", "fill it in or drop the row")
-        dtype: Any = getattr(values.dtype, "numpy_dtype", None) or values.dtype
+        dtype: Any = values.dtype
+        for plain in ("numpy_dtype", "subtype"):  # of nullable and of sparse columns
+            dtype = getattr(dtype, plain, dtype)
         if getattr(dtype, "kind", "") in "iuf":
             numbers = values.to_numpy(dtype)
         else:  # by way of text, so that a date or a truth value does not pass for a number

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from dlcf.models.deepcf import AttentionNetwork, DeepCF
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.registry import available, load_model, make
+from dlcf.runtime.saving import read_folder, write_folder
 
 UNKNOWN_USER, UNKNOWN_MOVIE = 999_999, 888_888
 SMALL: dict[str, dict[str, Any]] = {
@@ -198,10 +198,8 @@ class TestContract:
         for _ in range(2):  # the second time over the first
             model.save(tmp_path / "model")
         loaded = load_model(tmp_path / "model")
-        assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
-            "model.json",
-            "model.safetensors",
-        ]
+        files = sorted(p.suffix for p in (tmp_path / "model").glob("[!.]*"))
+        assert files == [".json", ".safetensors"]
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
         users = np.append(np.unique(toy_ratings["userId"])[:5], UNKNOWN_USER)
         assert np.array_equal(loaded.predict(toy_ratings), model.predict(toy_ratings))
@@ -425,9 +423,8 @@ def test_names_and_overrides_are_checked() -> None:
 def test_a_model_of_another_format_is_refused(
     fitted: dict[str, Recommender], tmp_path: Path
 ) -> None:
-    folder = fitted["bias"].save(tmp_path / "m")
-    text = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**text, "format": 99}))
+    arrays, description = read_folder(fitted["bias"].save(tmp_path / "m"))
+    folder = write_folder(tmp_path / "other", arrays, {**description, "format": 99})
     with pytest.raises(ValueError, match="format 99"):
         load_model(folder)
 
