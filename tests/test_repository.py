@@ -36,7 +36,7 @@ def figures_of(name: str) -> list[str]:
 
 def test_the_readme_holds_the_generated_table() -> None:
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.readme_with_tables(readme) == readme, "run: python -m dlcf.report"
+    assert report.readme_with_tables(readme) == readme, "run: python -m dlcf.notebook.report"
     assert "| deepcf (last epoch) |" in readme
     for name in available():
         assert f"| `{name}` |" in readme, f"{name} is missing from the table of models"

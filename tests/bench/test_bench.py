@@ -16,7 +16,7 @@ from bench.explanations import PLAYERS
 from bench.steps import made_up_ratings, textbook_fit
 from dlcf.evaluation import evaluate
 from dlcf.models.deepcf import DeepCF
-from dlcf.notebook.bench_tables import measured_costs
+from dlcf.notebook import bench_tables
 from dlcf.notebook.report import bench_table
 
 QUICK = bench.Options(quick=True)
@@ -96,6 +96,7 @@ def test_the_record_keeps_other_sections_and_reports_broken_ones(
     assert bench.main(["b", *arguments]) == 1
     record = json.loads(output.read_text())
     assert record["a"]["entries"]["x"]["ratio"] == 9.0 and record["a"]["machine"]["threads"] == 1
+    assert record["a"]["machine"]["cpu"] and record["a"]["machine"]["numba"]
     assert record["b"]["entries"]["b"]["error"] == "RuntimeError: no such thing"
     with pytest.raises(SystemExit):
         bench.main(["c", *arguments])
@@ -119,10 +120,16 @@ def test_tables_show_this_run_and_the_one_before(
     output = tmp_path / "bench.json"
     arguments = ["--quick", "--threads", "1", "--output", str(output)]
     assert [bench.main([*arguments, "a"]) for _ in range(2)] == [1, 0]
-    record = bench.load_bench(output)
+    record = bench_tables.load_bench(output)
     assert record["a"]["run before"] == {"two ways": 8.0, "one way": 0.05}
-    assert bench.ratio_table(record).loc["two ways", ["before", "ratio"]].tolist() == [8.0, 9.0]
-    assert bench.seconds_table(record).loc["one way", ["before", "ours_s"]].tolist() == [0.05, 0.02]
+    assert bench_tables.ratio_table(record).loc["two ways", ["before", "ratio"]].tolist() == [
+        8.0,
+        9.0,
+    ]
+    assert bench_tables.seconds_table(record).loc["one way", ["before", "ours_s"]].tolist() == [
+        0.05,
+        0.02,
+    ]
     assert bench_table(output).splitlines()[2:] == [
         "| two ways | 9.0 s | 1.0 s | 9 | 8 | 8.5 |",
         "| one way | – | 20.0 ms | – | 50.0 ms | 30.0 ms |",
@@ -143,9 +150,11 @@ def test_peak_memory_stays_below_the_bound() -> None:
 
 def test_steps_are_measured_by_vocabulary(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    assert bench.vocabulary_table({}).empty
+    assert bench_tables.vocabulary_table({}).empty
     assert bench.main(["vocabulary", "--quick", "--output", str(output)]) == 0
-    table = bench.vocabulary_table(bench.load_bench(output)).set_index(["model", "rows"])
+    table = bench_tables.vocabulary_table(bench_tables.load_bench(output)).set_index(
+        ["model", "rows"]
+    )
     assert table.index.tolist() == [(m, n) for m in ("mf", "deepcf") for n in (100, 1000)]
     assert (table > 0).all(axis=None)
 
@@ -155,13 +164,13 @@ def test_what_explaining_costs_is_kept_by_method(
 ) -> None:
     """Every method of the summary has a cost; a record without them has none."""
     output = tmp_path / "bench.json"
-    assert measured_costs(output).empty
+    assert bench_tables.measured_costs(output).empty
     assert bench.main(["explain", "--quick", "--output", str(output)]) == 0
-    costs = measured_costs(output)
+    costs = bench_tables.measured_costs(output)
     history = {f"history: {model}, occlusion" for model in ("deepcf-plus", "item-knn", "ease")}
     assert history | set(PLAYERS) - {"integrated gradients"} <= set(costs.index)
     assert (costs > 0).all()
     # Leaving each of twenty ratings or more out predicts at least as often.
     assert costs["history: deepcf-plus, occlusion"] > 3 * costs["history: deepcf-plus, attention"]
     output.write_text("{}")
-    assert measured_costs(output).empty
+    assert bench_tables.measured_costs(output).empty

@@ -1,4 +1,4 @@
-"""What stands around a notebook: parameters, outputs, cache, runner, report."""
+"""What stands around a notebook: parameters, outputs, runner, report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 
+import dlcf
 from dlcf.notebook import experiment, report, run
-from dlcf.registry import make
 from dlcf.runtime import paths
 from dlcf.runtime.paths import write_atomically
 
 CELLS = [
     ("COUNT = 3  # a number\nNAME = 'x'\nRATE = 0.5", ["parameters"]),
-    ("from dlcf import experiment\nrun = experiment.start('toy', globals())", []),
+    ("from dlcf.notebook import experiment\nrun = experiment.start('toy', globals())", []),
     ("run.record({'twice': 2 * COUNT})", []),
 ]
 
@@ -131,32 +130,10 @@ def test_figures_are_the_same_bytes_each_time(
     assert not list((checkout / "figures").glob("other*"))
 
 
-def test_a_fit_is_done_once(
-    checkout: Path, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, Any] = {"epochs": 2, "factors": 4, "seed": 0}
-    first = experiment.fit_cached("mf", toy_ratings, **settings)
-    cached = list((checkout / "cache" / "models").iterdir())
-    assert len(cached) == 1
-    monkeypatch.setattr(type(first), "fit", None)  # a second fit would fail
-    again = experiment.fit_cached("mf", toy_ratings, **settings)
-    assert np.array_equal(first.predict(toy_ratings), again.predict(toy_ratings))
-    for changed in ({"seed": 1}, {"epochs": 3}):
-        with pytest.raises(TypeError):
-            experiment.fit_cached("mf", toy_ratings, **{**settings, **changed})
-    with pytest.raises(TypeError):
-        experiment.fit_cached("mf", toy_ratings[1:], **settings)
-    monkeypatch.setattr(experiment, "code_version", lambda model: "another")
-    with pytest.raises(TypeError):
-        experiment.fit_cached("mf", toy_ratings, **settings)
-
-
-def test_a_models_code_is_all_that_it_is_made_of() -> None:
-    """Also modules that only its parts use; but not those of other models."""
-    modules = experiment._closure({type(make("deepcf")).__module__})
-    assert {f"dlcf.{name}" for name in ("models.base", "training", "kernels", "data")} <= modules
-    assert "dlcf.plus.evidence" not in modules
-    assert "dlcf.plus.evidence" in experiment._closure({type(make("deepcf-plus")).__module__})
+def test_a_parameter_that_is_stored_anyway_is_no_change(checkout: Path) -> None:
+    assert run.choose_parameters(["toy"], {"COUNT": 3, "RATE": 2}) == {"toy": {"RATE": 2}}
+    with pytest.raises(ValueError, match=r"COUNT is 3\.0"):
+        run.choose_parameters(["toy"], {"COUNT": 3.0})
 
 
 def test_the_runner_executes_a_notebook(
@@ -175,7 +152,7 @@ def test_the_runner_executes_a_notebook(
 def _package_copy(checkout: Path) -> Path:
     """Make `checkout` a checkout whose package is this one."""
     (checkout / "pyproject.toml").touch()
-    os.symlink(Path(experiment.__file__).parent, checkout / "dlcf")
+    os.symlink(Path(dlcf.__file__).parent, checkout / "dlcf")
     (checkout / "sitecustomize.py").write_text(
         f"import dlcf.runtime.paths as p, pathlib\nroot = pathlib.Path({str(checkout)!r})\n"
         "p.ROOT, p.NOTEBOOKS, p.RUNS = root, root / 'notebooks', root / 'runs'\n"
@@ -190,6 +167,7 @@ def _package_copy(checkout: Path) -> Path:
         (["toy", "-p", "COUNT", "five"], "COUNT is 'five'"),
         (["nope"], "no notebook 'nope'"),
         (["toy", "--keep", "-p", "COUNT", "5"], "leave out -p"),
+        ([], "no notebooks in"),
     ],
 )
 def test_the_runner_refuses_before_it_runs(
@@ -198,9 +176,10 @@ def test_the_runner_refuses_before_it_runs(
     arguments: list[str],
     message: str,
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         run.main(arguments)
-    assert message in capsys.readouterr().err
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert not list((checkout / "runs").iterdir())
 
 

@@ -1,0 +1,131 @@
+"""The same fit is done once, and anything that could change it is another fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dlcf.fast
+from dlcf.registry import available, make
+from dlcf.runtime import paths
+from dlcf.studies import cache
+
+SETTINGS: dict[str, Any] = {"epochs": 2, "factors": 4, "seed": 0}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package's source."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(cache.PACKAGE, tmp_path / "dlcf", ignore=ignored))
+
+
+def test_a_fit_is_done_once(
+    tmp_path: Path, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    first = cache.fit_cached("mf", toy_ratings, **SETTINGS)
+    assert len(list((tmp_path / "models").iterdir())) == 1
+    monkeypatch.setattr(type(first), "fit", None)  # a second fit would fail
+    again = cache.fit_cached("mf", toy_ratings, **SETTINGS)
+    assert np.array_equal(first.predict(toy_ratings), again.predict(toy_ratings))
+    for changed in ({"seed": 1}, {"epochs": 3}):
+        with pytest.raises(TypeError):
+            cache.fit_cached("mf", toy_ratings, **{**SETTINGS, **changed})
+    with pytest.raises(TypeError):
+        cache.fit_cached("mf", toy_ratings[1:], **SETTINGS)
+    monkeypatch.setattr(cache, "code_version", lambda model: "another")
+    with pytest.raises(TypeError):
+        cache.fit_cached("mf", toy_ratings, **SETTINGS)
+
+
+def test_the_key_holds_all_that_a_fit_depends_on(
+    toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(movies: pd.DataFrame = toy_movies, **settings: Any) -> str:
+        return cache.fit_key(make("mf", **{**SETTINGS, **settings}), toy_ratings, movies=movies)
+
+    keys = [key(), key(seed=1), cache.fit_key(make("bias"), toy_ratings, movies=toy_movies)]
+    for column in ("title", "year", "genres"):
+        values = [toy_movies[column][0], *toy_movies[column][:-1]]
+        keys.append(key(toy_movies.assign(**{column: values})))
+    keys.append(cache.fit_key(make("mf", **SETTINGS), toy_ratings, toy_ratings[:9], toy_movies))
+    with dlcf.fast.disabled():
+        keys.append(key())
+    for library in ("numba", "torch", "implicit"):
+        with monkeypatch.context() as patch:
+            installed = cache.library_versions(cache.LIBRARIES)
+            patch.setattr(cache, "library_versions", lambda _, own={**installed, library: "0"}: own)
+            keys.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.get_num_threads", lambda: 7)
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == key()
+
+
+def test_a_models_code_is_all_that_it_is_made_of() -> None:
+    """Also modules that only its parts use; but not those of other models."""
+    modules = {name: cache.import_closure({type(make(name)).__module__}) for name in available()}
+    expected = {f"dlcf.{name}" for name in ("models", "models.base", "training", "ratings")}
+    assert all(expected - {"dlcf.training"} <= found for found in modules.values())
+    assert expected | {"dlcf.variants.networks", "dlcf.models.deepcf"} <= modules["deepcf"]
+    assert "dlcf.plus.evidence" not in modules["deepcf"]
+    assert "dlcf.plus.evidence" in modules["deepcf-plus"]
+    assert not {"dlcf", "dlcf.registry"} & modules["deepcf"]
+
+
+@pytest.mark.parametrize("model", ["deepcf", "mf", "item-knn"])
+def test_the_version_follows_what_comes_in_by_a_hook(model: str, package: Path) -> None:
+    """No import leads from a model to its faster training step."""
+    kind = type(make(model))
+    before = cache.code_version(kind, package=package)
+    assert before == cache.code_version(kind)
+    versions = {before}
+    names = [f"fast/{path.name}" for path in (package / "fast").glob("*.py")]
+    assert "fast/__init__.py" in names and len(names) > 4
+    for name in [*names, "training.py", "models/base.py", "ratings.py"]:
+        with (package / name).open("a") as file:
+            file.write("\n# changed\n")
+        cache.code_version.cache_clear()
+        versions.add(cache.code_version(kind, package=package))
+    assert len(versions) == len(names) + 4
+    with (package / "plus" / "evidence.py").open("a") as file:
+        file.write("\n# changed\n")
+    cache.code_version.cache_clear()
+    assert cache.code_version(kind, package=package) in versions
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    sources = {
+        "room/__init__.py": "",
+        "room/model.py": "from . import near\ndef f():\n    import dlcf.other.late",
+        "room/near.py": "import numpy",
+        "other/__init__.py": "from dlcf.top import name, another",
+        "other/late.py": "from ..room.model import f",
+        "top.py": "",
+        "unused.py": "",
+    }
+    for name, source in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    found = cache.import_closure({"dlcf.room.model"}, tmp_path)
+    names = ("room", "room.model", "room.near", "other", "other.late", "top")
+    assert found == {f"dlcf.{name}" for name in names}
+
+
+def test_a_name_stands_for_its_module_alone(package: Path) -> None:
+    before = cache.code_version("splits", "analysis.beyond", package=package)
+    (package / "metrics.py").write_text("")
+    cache.code_version.cache_clear()
+    assert cache.code_version("splits", "analysis.beyond", package=package) == before
+    (package / "analysis" / "beyond.py").write_text("")
+    cache.code_version.cache_clear()
+    assert cache.code_version("splits", "analysis.beyond", package=package) != before
+    with pytest.raises(ValueError, match=r"no module dlcf\.beyond"):
+        cache.code_version("beyond", package=package)
