@@ -85,15 +85,7 @@ class DeferredAdam:
         self._per_gap[self._per_gap < NEGLIGIBLE] = 0.0
 
     def catch_up(self, rows: NDArray[np.int64], learning_rate: float) -> None:
-        """Make `rows` of the table right after all steps so far.
-
-        Parameters
-        ----------
-        rows
-            ``(n,)``; a row may be named more than once.
-        learning_rate
-            The same for all steps that were missed.
-        """
+        """Make `rows` ``(n,)`` of the table right after all steps so far; rows may be repeated."""
         tables = self._per_step, self._per_gap
         kernels.catch_up(
             self.rows, self.last, rows, self.steps, self._origin, *tables, learning_rate
@@ -102,14 +94,7 @@ class DeferredAdam:
     def update(self, rows: NDArray[np.int64], gradient: NDArray[Any], learning_rate: float) -> None:
         """One step of Adam for `rows`, which were caught up; for all others it is deferred.
 
-        Parameters
-        ----------
-        rows
-            ``(n,)``, each row once.
-        gradient
-            ``(n, size)``, of the values of `rows`.
-        learning_rate
-            Of this step.
+        `rows` ``(n,)`` names each row once; `gradient` ``(n, size)`` is that of their values.
         """
         self.steps += 1
         beta1, beta2 = BETAS
@@ -138,12 +123,7 @@ class DeferredAdam:
 class DistinctRows:
     """The rows of a table that a batch of pairs names, each once; ``np.unique`` would sort them.
 
-    Parameters
-    ----------
-    n_rows
-        Of the table.
-    n_pairs
-        Most pairs of a batch.
+    The table has `n_rows` rows, a batch has `n_pairs` pairs at most.
     """
 
     def __init__(self, n_rows: int, n_pairs: int) -> None:
@@ -161,12 +141,8 @@ class DistinctRows:
 class FlatAdam(torch.optim.Optimizer):
     """Adam on one flat tensor, in one pass over it.
 
-    Parameters
-    ----------
-    weights, gradient
-        ``(n,)`` on the CPU; the gradient is read from the same tensor at every step.
-    learning_rate
-        Schedules change it in ``param_groups``.
+    `weights` and `gradient` are ``(n,)`` on the CPU; the gradient is read from the same tensor at
+    every step. Schedules change the learning rate in ``param_groups``.
     """
 
     def __init__(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:

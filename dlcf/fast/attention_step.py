@@ -45,16 +45,8 @@ Floats = NDArray[Any]
 class HiddenLayer:
     """A linear layer, its batch norm, relu and dropout, forward and backward.
 
-    Parameters
-    ----------
-    modules
-        Linear, batch norm, relu and dropout of the network.
-    views
-        The layer's weight, gain and shift in the flat tensor of weights, then in that of gradients.
-    first_bit
-        The layer's first column in the random bits.
-    n_rows
-        Most ratings of a batch.
+    `views` are the layer's weight, gain and shift in the flat tensor of weights, then in that of
+    gradients; its random bits begin at column `first_bit`; a batch has `n_rows` ratings at most.
     """
 
     def __init__(

@@ -48,10 +48,7 @@ def score_all(network: AttentionNetwork, users: Tensor) -> Tensor:
 class FoldedTower:
     """A trained :class:`~dlcf.models.deepcf.AttentionNetwork` with its movie parts computed.
 
-    Attributes
-    ----------
-    made_of
-        The address of each tensor of the network, and how often it was written to.
+    `made_of` holds the address of each tensor of the network, and how often it was written to.
     """
 
     made_of: list[tuple[int, int]]

@@ -65,10 +65,8 @@ class DeferredStep(AutogradStep):
             table.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "tables": [table.adam.state_dict() for table in self.tables],
-        }
+        tables = [table.adam.state_dict() for table in self.tables]
+        return {**super().state_dict(), "tables": tables}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
