@@ -1,7 +1,7 @@
 """All that is only there for speed: it fills the hooks of the core, which works without it.
 
-Begin with :func:`disabled`, inside which everything runs on plain PyTorch, then read
-`attention_step`, the training step of the paper's network.
+Begin with :func:`disabled`, inside which everything runs on plain PyTorch, and with README.md, a
+table of the tricks and what each buys; then read `attention_step`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def disabled() -> Iterator[None]:
 
 
 def _module(name: str) -> Any:
-    """A module of this room, imported when it is first used: numba takes half a second."""
+    """A module of this room, imported when it is first used, because numba is slow to import."""
     return import_module(f"{__name__}.{name}")
 
 

@@ -1,19 +1,21 @@
 """Adam for embedding tables at the cost of the rows that a step touches, not of the whole table.
 
-Adam (Kingma and Ba, 2015) moves *every* row of a table at *every* step, though a batch of 64
-ratings gives a gradient to at most 128 of some 10,000 rows: the others go on by their momentum.
-What they do is known in advance. With g = 0 the moments only decay, so k steps after its last
-gradient, at step s, a row with moments m and v moves by ::
+It replaces dense Adam (Kingma and Ba, 2015), which moves every row of a table at every step, though
+a batch of 64 ratings gives a gradient to at most 128 of some 10,000 rows. A row without a gradient
+only goes on by its momentum, in a way that is known in advance, so it is left alone until a batch
+needs it and all the steps that it missed are then taken in one. No step is skipped, unlike in
+"lazy" or "sparse" Adam, whose rows stand still without a gradient: the result is dense Adam's but
+for rounding and for epsilon, which keeps its share of sqrt(v) while a row is left alone.
+
+With g = 0 the moments only decay, so k steps after its last gradient, at step s, a row with moments
+m and v moves by ::
 
     lr m / (sqrt(v) + eps_s)  r^k  c_{s+k},   r = beta1 / sqrt(beta2),
     c_j = sqrt(1 - beta2^j) / (1 - beta1^j),  eps_s = eps sqrt(1 - beta2^s)
 
-and all the steps it missed are one product, ``lr m / (sqrt(v) + eps_s)`` times the partial sum of
-``r^k c_{s+k}``, a series tabulated beforehand. So a row is left alone until a batch needs it, is
-then *caught up* with one product, and takes its step; before anybody else looks at the table, all
-rows are caught up. Nothing is skipped, unlike in "lazy" or "sparse" Adam, whose rows without a
-gradient stand still: the result is dense Adam's but for rounding and for eps, which is held at its
-share of sqrt(v) while a row is left alone.
+and the steps that it missed are one product, ``lr m / (sqrt(v) + eps_s)`` times a partial sum of
+``r^k c_{s+k}``, a series that is tabulated beforehand. Before anybody else reads the table, all
+rows are caught up.
 """
 
 from __future__ import annotations
@@ -39,42 +41,36 @@ class DeferredAdam:
     """Dense Adam over the rows of a table, computed only where rows are touched.
 
     A step is :meth:`catch_up`, then :meth:`update` of the same rows. Between two calls of
-    :meth:`settle` the learning rate must not change.
+    :meth:`flush` the learning rate must not change.
 
     Parameters
     ----------
     table
         Float ``(n_rows, size)``; it is copied, `table` is where the learned values are.
-    betas, epsilon
+    epsilon
         Adam's.
     """
 
-    def __init__(
-        self,
-        table: NDArray[Any],
-        betas: tuple[float, float] = BETAS,
-        epsilon: float = EPSILON,
-    ) -> None:
-        self.betas = betas
+    def __init__(self, table: NDArray[Any], epsilon: float = EPSILON) -> None:
         self.epsilon = epsilon
-        # Values, mean gradient and mean square side by side: one place in memory for a row.
+        # Value, mean gradient and mean square of a row side by side, one stretch of memory.
         self.rows = np.stack([table, np.zeros_like(table), np.zeros_like(table)], axis=1)
         self.table = self.rows[:, 0]
         # The step up to which a row is right.
         self.last = np.zeros(len(table), dtype=np.int64)
         self.steps = 0
-        self.expect(0)
+        self.plan_steps(0)
 
-    def expect(self, n_steps: int) -> None:
-        """Tabulate the series for the next `n_steps` steps; call it right after :meth:`settle`."""
-        beta1, beta2 = self.betas
+    def plan_steps(self, n_steps: int) -> None:
+        """Tabulate the series for the next `n_steps` steps; call it right after :meth:`flush`."""
+        beta1, beta2 = BETAS
         self._origin = self.steps
         self._horizon = n_steps
         step = self._origin + np.arange(n_steps + 1)
         ratio = beta1 / np.sqrt(beta2)
         correction = np.sqrt(1 - beta2 ** (step + 1.0)) / (1 - beta1 ** (step + 1.0))
-        # series[s] = sum_{k >= 1} r^k c_{s+k}; behind the horizon c is taken as constant, and those
-        # terms cancel in every partial sum.
+        # series[s] = sum_{k >= 1} r^k c_{s+k}, from the end: series[s] = r (c_{s+1} + series[s+1]).
+        # Behind the horizon c is taken as constant; those terms cancel in every partial sum.
         series = np.empty(n_steps + 1)
         tail = correction[-1] * ratio / (1 - ratio)
         for index in range(n_steps, 0, -1):
@@ -83,44 +79,32 @@ class DeferredAdam:
         series[0] = tail
         epsilon = self.epsilon * np.sqrt(1 - beta2**step)
         # A row that never had a gradient has m = v = 0 at step 0: 0 / 0 without this.
-        self._by_step = np.stack([series, np.maximum(epsilon, np.finfo(np.float32).tiny)], axis=1)
+        self._per_step = np.stack([series, np.maximum(epsilon, np.finfo(np.float32).tiny)], axis=1)
         gap = np.arange(n_steps + 1)
-        self._by_gap = np.stack([beta**gap for beta in (ratio, beta1, beta2)], axis=1)
-        self._by_gap[self._by_gap < NEGLIGIBLE] = 0.0
+        self._per_gap = np.stack([beta**gap for beta in (ratio, beta1, beta2)], axis=1)
+        self._per_gap[self._per_gap < NEGLIGIBLE] = 0.0
 
-    def catch_up(self, rows: NDArray[np.int64], rate: float) -> None:
-        """Make `rows` of the table right after all steps so far.
+    def catch_up(self, rows: NDArray[np.int64], learning_rate: float) -> None:
+        """Make `rows` ``(n,)`` of the table right after all steps so far; rows may be repeated."""
+        tables = self._per_step, self._per_gap
+        kernels.catch_up(
+            self.rows, self.last, rows, self.steps, self._origin, *tables, learning_rate
+        )
 
-        Parameters
-        ----------
-        rows
-            ``(n,)``; a row may be named more than once.
-        rate
-            The learning rate.
-        """
-        tables = self._by_step, self._by_gap
-        kernels.catch_up(self.rows, self.last, rows, self.steps, self._origin, *tables, rate)
-
-    def update(self, rows: NDArray[np.int64], gradient: NDArray[Any], rate: float) -> None:
+    def update(self, rows: NDArray[np.int64], gradient: NDArray[Any], learning_rate: float) -> None:
         """One step of Adam for `rows`, which were caught up; for all others it is deferred.
 
-        Parameters
-        ----------
-        rows
-            ``(n,)``, each row once.
-        rate
-            The learning rate.
-        gradient
-            ``(n, size)``, by the values of `rows`.
+        `rows` ``(n,)`` names each row once; `gradient` ``(n, size)`` is that of their values.
         """
         self.steps += 1
-        rates = corrected(self.steps, rate, self.betas)
-        kernels.deferred_adam(self.rows, rows, gradient, *rates, *self.betas, self.epsilon)
+        beta1, beta2 = BETAS
+        corrected = learning_rate / (1 - beta1**self.steps), (1 - beta2**self.steps) ** -0.5
+        kernels.deferred_adam(self.rows, rows, gradient, *corrected, *BETAS, self.epsilon)
         self.last[rows] = self.steps
 
-    def flush(self, rate: float) -> None:
+    def flush(self, learning_rate: float) -> None:
         """Catch all rows up."""
-        self.catch_up(np.arange(len(self.table)), rate)
+        self.catch_up(np.arange(len(self.table)), learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Table and moments as they are, not caught up: going on from here changes no bit."""
@@ -132,42 +116,33 @@ class DeferredAdam:
         self.rows[:] = state["rows"].numpy()
         self.last[:] = state["last"].numpy()
         self.steps = state["origin"]
-        self.expect(state["horizon"])
+        self.plan_steps(state["horizon"])
         self.steps = state["steps"]
 
 
 class DistinctRows:
-    """The rows of a table that a batch of pairs names, each once, found in memory that is there.
+    """The rows of a table that a batch of pairs names, each once; ``np.unique`` would sort them.
 
-    Parameters
-    ----------
-    n_rows
-        Of the table.
-    n_pairs
-        Most pairs of a batch.
+    The table has `n_rows` rows, a batch has `n_pairs` pairs at most.
     """
 
     def __init__(self, n_rows: int, n_pairs: int) -> None:
         self._slot = np.full(n_rows, -1)
         self._rows = np.empty(2 * n_pairs, dtype=np.int64)
-        self._place = np.empty((n_pairs, 2), dtype=np.int64)
+        self._position = np.empty((n_pairs, 2), dtype=np.int64)
 
     def __call__(self, pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows, and where in them each entry of `pairs` ``(n, 2)`` is; good until the next."""
-        place = self._place[: len(pairs)]
-        count = kernels.distinct_rows(pairs, self._slot, self._rows, place)
-        return self._rows[:count], place
+        position = self._position[: len(pairs)]
+        count = kernels.distinct_rows(pairs, self._slot, self._rows, position)
+        return self._rows[:count], position
 
 
 class FlatAdam(torch.optim.Optimizer):
     """Adam on one flat tensor, in one pass over it.
 
-    Parameters
-    ----------
-    weights, gradient
-        ``(n,)`` on the CPU; the gradient is read from the same tensor at every step.
-    learning_rate
-        Schedules change it in ``param_groups``.
+    `weights` and `gradient` are ``(n,)`` on the CPU; the gradient is read from the same tensor at
+    every step. Schedules change the learning rate in ``param_groups``.
     """
 
     def __init__(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> None:
@@ -181,17 +156,17 @@ class FlatAdam(torch.optim.Optimizer):
         self._options: dict[str, Any] = options | switches
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The one group; torch's own method imports torch's compiler, which takes long."""
+        """The one group; torch's own method would import torch's compiler, which is slow."""
         self.param_groups.append({**self.defaults, **param_group})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """As :meth:`move`, by torch's ways, which take longer than the move itself."""
-        self.move()
+        """:meth:`update`, with the hooks that torch puts around the step of every optimiser."""
+        self.update()
 
-    def move(self) -> None:
-        """Move the weights by the gradient as it stands.
+    def update(self) -> None:
+        """One step by the gradient as it stands, without those hooks.
 
-        By what ``torch.optim.Adam(fused=True)`` calls in the end, without what it does before.
+        It calls the operation that ``torch.optim.Adam(fused=True)`` ends in.
         """
         self._steps += 1
         torch._fused_adam_(*self._lists, lr=self.param_groups[0]["lr"], **self._options)
@@ -207,12 +182,3 @@ class FlatAdam(torch.optim.Optimizer):
         self._square.copy_(state["square"])
         self._steps.fill_(float(state["steps"]))
         self.param_groups[0]["lr"] = state["learning_rate"]
-
-
-def corrected(steps: int, rate: float, betas: tuple[float, float]) -> tuple[float, float]:
-    """The learning rate with the first moment's bias correction, and the second's factor.
-
-    Step number `steps` moves by ``rate' m / (sqrt(v) correction + eps)``.
-    """
-    beta1, beta2 = betas
-    return rate / (1 - beta1**steps), (1 - beta2**steps) ** -0.5

@@ -1,20 +1,18 @@
 """The training step of the paper's network by hand.
 
-At batches of 64 ratings, the textbook loop spends most of its time around the arithmetic: autograd
-records and replays a graph of small operations, Adam walks over 1.3 million embedding weights of
-which a batch touches a few thousand, and dropout draws a float for every unit. Here forward and
-backward are written out as twelve matrix products, which nothing can save and torch does best, and
-loops between them (:mod:`dlcf.fast.kernels`), compiled by numba, that do all that is done to a matrix
-element by element in one or two passes. The embeddings take Adam's steps only where a batch
-touches them (:class:`~dlcf.fast.adam.DeferredAdam`, equal to dense Adam); all other weights lie
-in one flat tensor, which Adam passes once; and dropout compares 16 random bits a unit. Several
-processes (:mod:`dlcf.runtime.distributed`) share each batch: moments of batch norms and gradients are
-summed over them, dropout is drawn for the whole batch by each, and so their number changes nothing
-but rounding.
+It replaces autograd's step on :class:`~dlcf.models.deepcf.AttentionNetwork`, which at batches of 64
+ratings spends most of its time around the arithmetic: autograd records and replays a graph of small
+operations, and dropout draws a float for every unit. Forward and backward are written out as the
+same matrix products, which torch does, and compiled loops between them (:mod:`dlcf.fast.kernels`);
+embeddings take Adam's steps by :class:`~dlcf.fast.adam.DeferredAdam`, all other weights lie in one
+flat tensor that Adam passes once, and dropout compares 16 random bits a unit. The derivatives are
+the chain rule's, so the result is autograd's but for rounding, with two exceptions: a bias before a
+batch norm has no effect and a gradient of zero, so it stays at zero, where Adam would blow up the
+rounding error of autograd's; and a dropout rate is rounded to a multiple of 2^-16.
 
-Two things differ from autograd's step beside rounding. A bias before a batch norm has no effect and
-a gradient of zero, so it stays at zero, where Adam would blow up the rounding error of autograd's.
-And a dropout rate is held to a multiple of 2^-16.
+Several processes (:mod:`dlcf.runtime.distributed`) share each batch: moments of batch norms and
+gradients are summed over them, and each draws the dropout of the whole batch, so that their number
+changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from dlcf.training import Batch, TrainingConfig, TrainingStep
 
 __all__ = ["AttentionStep"]
 
-# Sets the stream of orders and dropout apart from those that the same seed begins elsewhere.
+# Keeps the stream of orders and dropout different from those that the seed begins elsewhere.
 STREAM = 1
 Floats = NDArray[Any]
 
@@ -47,16 +45,8 @@ Floats = NDArray[Any]
 class HiddenLayer:
     """A linear layer, its batch norm, relu and dropout, forward and backward.
 
-    Parameters
-    ----------
-    modules
-        Linear, batch norm, relu and dropout of the network.
-    views
-        The layer's weight, gain and shift in the flat tensor of weights, then in that of gradients.
-    first_bit
-        The layer's first column in the random bits.
-    n_rows
-        Most ratings of a batch.
+    `views` are the layer's weight, gain and shift in the flat tensor of weights, then in that of
+    gradients; its random bits begin at column `first_bit`; a batch has `n_rows` ratings at most.
     """
 
     def __init__(
@@ -67,9 +57,9 @@ class HiddenLayer:
         n_rows: int,
     ) -> None:
         linear, norm, _, dropout = modules
-        (self.weight, gain, shift), (self.by_weight, by_gain, by_shift) = views
+        (self.weight, gain, shift), (self.grad_weight, grad_gain, grad_shift) = views
         self.gain, self.shift = gain.numpy(), shift.numpy()
-        self.by_gain, self.by_shift = by_gain.numpy(), by_shift.numpy()
+        self.grad_gain, self.grad_shift = grad_gain.numpy(), grad_shift.numpy()
         assert norm.running_mean is not None and norm.running_var is not None
         self.momentum, self.epsilon = norm.momentum, norm.eps
         self.running = torch.stack([norm.running_mean, norm.running_var])
@@ -79,11 +69,11 @@ class HiddenLayer:
         self.scale = 2**16 / (2**16 - int(self.dropped))
         n_outputs = linear.out_features
         self._values, self._hidden = self.weight.new_empty(2, n_rows, n_outputs).unbind()
-        self._by_inputs = self.weight.new_empty(n_rows, linear.in_features)
+        self._grad_inputs = self.weight.new_empty(n_rows, linear.in_features)
         self._views: dict[int, tuple[Tensor, Floats, Tensor, Floats, Tensor]] = {}
         vectors = self.weight.new_empty(8, n_outputs).numpy()
-        self._sums, self._squares, self._mean, self._inverse = vectors[:4]
-        self._slope, self._offset, self._tilt, self._shifted = vectors[4:]
+        self._sums, self._squares, self._mean, self._inv_std = vectors[:4]
+        self._slope, self._offset, self._value_coefficient, self._constant = vectors[4:]
 
     def forward(self, inputs: Tensor, bits: NDArray[np.uint16], n: int) -> Tensor:
         """Of some of the batch's `n` rows; keeps what :meth:`backward` needs."""
@@ -94,32 +84,34 @@ class HiddenLayer:
         sum_array_over_processes(self._sums)
         kernels.centred_squares(values, self._sums, n, self._squares)
         sum_array_over_processes(self._squares)
-        affine = self._mean, self._inverse, self._slope, self._offset
-        step = self._running, self.momentum, self.epsilon
-        kernels.moments(self._sums, self._squares, n, *step, self.gain, self.shift, *affine)
+        norm = self._running, self.momentum, self.epsilon, self.gain, self.shift
+        found = self._mean, self._inv_std, self._slope, self._offset
+        kernels.batch_moments(self._sums, self._squares, n, *norm, *found)
         dropout = bits, self.first_bit, self.dropped, self.scale
         kernels.activate(values, self._slope, self._offset, *dropout, activated)
         return hidden
 
-    def backward(self, by_hidden: Tensor, n: int) -> Tensor:
-        """The gradient by the inputs; `by_hidden` is overwritten."""
-        _, values, _, activated, by_inputs = self._view(len(by_hidden))
-        by_summed = by_hidden.numpy()
-        sides = self.by_gain, self.by_shift
-        kernels.close_units(by_summed, activated, values, self._mean, self.scale, *sides)
-        sums = sides if n_processes() == 1 else [sum_array_over_processes(s.copy()) for s in sides]
-        affine = self._mean, self._inverse, self._slope, self.by_gain, self._tilt, self._shifted
-        kernels.moments_backward(*sums, n, *affine)
-        kernels.normalise_backward(by_summed, values, self._slope, self._tilt, self._shifted)
-        torch.mm(by_hidden.mT, self._inputs, out=self.by_weight)
-        return torch.mm(by_hidden, self.weight, out=by_inputs)
+    def backward(self, grad_hidden: Tensor, n: int) -> Tensor:
+        """The gradient of the inputs; `grad_hidden` is overwritten."""
+        _, values, _, activated, grad_inputs = self._view(len(grad_hidden))
+        grad = grad_hidden.numpy()
+        own = self.grad_gain, self.grad_shift
+        kernels.dropout_relu_backward(grad, activated, values, self._mean, self.scale, *own)
+        # Copies, because with the other gradients each process's part of these is summed later.
+        sums = own if n_processes() == 1 else [sum_array_over_processes(s.copy()) for s in own]
+        norm = self._mean, self._inv_std, self._slope
+        coefficients = self._value_coefficient, self._constant
+        kernels.norm_coefficients(*sums, n, *norm, self.grad_gain, *coefficients)
+        kernels.norm_backward(grad, values, self._slope, *coefficients)
+        torch.mm(grad_hidden.mT, self._inputs, out=self.grad_weight)
+        return torch.mm(grad_hidden, self.weight, out=grad_inputs)
 
     def _view(self, n: int) -> tuple[Tensor, Floats, Tensor, Floats, Tensor]:
-        """The memory of `n` rows: products, activations (tensor and array), gradient by inputs."""
+        """The memory of `n` rows: products and activations (tensor, array), gradient of inputs."""
         if n not in self._views:
             values, hidden = self._values[:n], self._hidden[:n]
             arrays = values.numpy(), hidden.numpy()
-            self._views[n] = values, arrays[0], hidden, arrays[1], self._by_inputs[:n]
+            self._views[n] = values, arrays[0], hidden, arrays[1], self._grad_inputs[:n]
         return self._views[n]
 
 
@@ -134,11 +126,11 @@ class AttentionStep(TrainingStep):
         low, high = network.scale
         self.scale = low, high - low
         users, movies, ratings = train
-        kind = network.output.weight.dtype
+        dtype = network.output.weight.dtype
         # Users and movies are rows of one table.
         movies = movies + network.user_embedding.num_embeddings
         self.pairs = torch.stack([users, movies], dim=1).numpy()
-        self.ratings = ratings.to(kind).numpy()
+        self.ratings = ratings.to(dtype).numpy()
         self.order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.generator = np.random.default_rng((config.seed, STREAM))
         with torch.no_grad():
@@ -148,17 +140,18 @@ class AttentionStep(TrainingStep):
         self.gradient = torch.zeros_like(self.flat)
         self.optimizer = FlatAdam(self.flat, self.gradient, config.learning_rate)
         self._error = torch.zeros(())
+        # A single row left over joins the batch before it (dlcf.training).
         self._build(table.shape[1], self.batch_size + 1)
 
     def _build(self, size: int, n_rows: int) -> None:
         """Views of weights and gradients by layer, and memory for a batch of `n_rows`."""
         weights, gradients = (_views(flat, self.network) for flat in (self.flat, self.gradient))
         self.attention, self.attention_bias = (view.numpy() for view in weights[:2])
-        self.by_attention, self.by_attention_bias = (view.numpy() for view in gradients[:2])
+        self.grad_attention, self.grad_attention_bias = (view.numpy() for view in gradients[:2])
         self.output, self.output_bias = (view.numpy().ravel() for view in weights[-2:])
-        self.by_output, self.by_output_bias = (view.numpy().ravel() for view in gradients[-2:])
+        self.grad_output, self.grad_output_bias = (view.numpy().ravel() for view in gradients[-2:])
         self.layers = []
-        self.n_bits = 0
+        self.n_bits = 0  # of a rating: one number of 16 bits for each hidden unit
         for index, modules in enumerate(_layers(self.network)):
             own = slice(2 + 3 * index, 5 + 3 * index)
             views = weights[own], gradients[own]
@@ -166,31 +159,31 @@ class AttentionStep(TrainingStep):
             self.n_bits += modules[0].out_features
         new = self.flat.new_empty
         self._inputs, self._weight = new(n_rows, 2 * size), new(n_rows).numpy()
-        self._by_hidden = new(n_rows, len(self.output))
+        self._grad_hidden = new(n_rows, len(self.output))
         self._contrast = new(2 * size).numpy()
-        self._by_rows = new(2 * n_rows, size).numpy()
+        self._grad_rows = new(2 * n_rows, size).numpy()
         self._distinct = DistinctRows(len(self.embeddings.table), n_rows)
 
     def begin_epoch(self) -> None:
         n = len(self.ratings)
         self.order = self.generator.permutation(n)
-        self.embeddings.expect(-(-n // self.batch_size))
+        self.embeddings.plan_steps(-(-n // self.batch_size))
 
     def __call__(self, start: int, stop: int) -> Tensor:
         order = self.order[start:stop]
         n, own = len(order), share(len(order))
-        rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.optimizer.param_groups[0]["lr"]
         pairs = self.pairs[order]
-        rows, place = self._distinct(pairs)
-        self.embeddings.catch_up(rows, rate)
-        by_rows = self._by_rows[: len(rows)]
-        bits = self._draw_bits(n)
-        squares = self._differentiate(
-            pairs[own], place[own], self.ratings[order[own]], bits[own], n, by_rows
+        rows, position = self._distinct(pairs)
+        self.embeddings.catch_up(rows, learning_rate)
+        grad_rows = self._grad_rows[: len(rows)]
+        bits = self.draw_bits(n)
+        squares = self.differentiate(
+            pairs[own], position[own], self.ratings[order[own]], bits[own], n, grad_rows
         )
-        self.embeddings.update(rows, sum_array_over_processes(by_rows), rate)
+        self.embeddings.update(rows, sum_array_over_processes(grad_rows), learning_rate)
         sum_over_processes(self.gradient)
-        self.optimizer.move()
+        self.optimizer.update()
         return sum_over_processes(self._error.fill_(squares / n))
 
     def flush(self) -> None:
@@ -217,49 +210,46 @@ class AttentionStep(TrainingStep):
         self.generator.bit_generator.state = state["generator"]
         self._write_back()
 
-    def _draw_bits(self, n: int) -> NDArray[np.uint16]:
-        """For every hidden unit of `n` ratings; dropout drops the lowest."""
+    def draw_bits(self, n: int) -> NDArray[np.uint16]:
+        """Random bits for every hidden unit of `n` ratings; dropout drops the lowest.
+
+        Raw words are reinterpreted, four numbers each, which is faster than to draw numbers.
+        """
         n_words = -(-n * self.n_bits // 4)
         words = self.generator.bit_generator.random_raw(n_words)
         return words.view(np.uint16)[: n * self.n_bits].reshape(n, self.n_bits)
 
-    def _differentiate(
+    def differentiate(
         self,
         pairs: NDArray[np.int64],
-        place: NDArray[np.int64],
+        position: NDArray[np.int64],
         ratings: Floats,
         bits: NDArray[np.uint16],
         n: int,
-        by_rows: Floats,
+        grad_rows: Floats,
     ) -> float:
         """Forward and backward on some of the `n` ratings of a batch.
 
-        Leaves the gradient of the mean squared error by the embeddings in `by_rows`, by all other
-        weights in :attr:`gradient`; returns the sum of squared errors.
+        Leaves the gradient of the mean squared error in `grad_rows` for the embeddings and in
+        :attr:`gradient` for all other weights; returns the sum of squared errors.
         """
-        rows = slice(0, len(pairs))
-        inputs, weight = self._inputs[rows], self._weight[rows]
+        n_own = len(pairs)
+        inputs, weight = self._inputs[:n_own], self._weight[:n_own]
         table, attention = self.embeddings.rows, (self.attention, self.attention_bias)
         kernels.attend(table, pairs, *attention, self._contrast, inputs.numpy(), weight)
         hidden = inputs
         for layer in self.layers:
             hidden = layer.forward(hidden, bits, n)
-        by_hidden = self._by_hidden[rows]
-        squares, self.by_output_bias[0] = kernels.output(
-            hidden.numpy(),
-            self.output,
-            self.output_bias[0],
-            ratings,
-            *self.scale,
-            n,
-            by_hidden.numpy(),
-            self.by_output,
+        grad_hidden = self._grad_hidden[:n_own]
+        neuron = self.output, self.output_bias[0]
+        squares, self.grad_output_bias[0] = kernels.output(
+            hidden.numpy(), *neuron, ratings, *self.scale, n, grad_hidden.numpy(), self.grad_output
         )
         for layer in reversed(self.layers):
-            by_hidden = layer.backward(by_hidden, n)
-        known = table, pairs, place, self._contrast, weight
-        sides = by_rows, self.by_attention, self.by_attention_bias
-        kernels.attend_backward(by_hidden.numpy(), *known, *sides)
+            grad_hidden = layer.backward(grad_hidden, n)
+        kept = table, pairs, position, self._contrast, weight
+        gradients = grad_rows, self.grad_attention, self.grad_attention_bias
+        kernels.attend_backward(grad_hidden.numpy(), *kept, *gradients)
         return squares
 
     @torch.no_grad()

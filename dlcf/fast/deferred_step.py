@@ -1,10 +1,11 @@
 """Autograd's training step for embedding tables of which a batch touches few rows.
 
-Dense Adam walks over a whole table at every step, and autograd fills a gradient as large, nearly
-all of it zeros. Here a table's gradient is sparse, the rows that a batch looked up, and Adam's step
-is :class:`~dlcf.fast.adam.DeferredAdam`'s, equal to dense Adam's but deferred where there is no
-gradient. A hook on the embedding brings rows up to date right before the network reads them, so
-that no network has to say which rows it needs. All other weights are the network's own optimiser's.
+It replaces the plain autograd step, in which dense Adam walks over a whole table at every step and
+autograd fills a gradient as large, nearly all of it zeros. A table's gradient is sparse instead,
+the rows that a batch looked up, and Adam's step is :class:`~dlcf.fast.adam.DeferredAdam`'s, equal
+to dense Adam's. A hook on the embedding brings rows up to date right before the network reads them,
+so that no network has to say which rows it needs. All other weights are the network's own
+optimiser's.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class DeferredStep(AutogradStep):
     def begin_epoch(self) -> None:
         super().begin_epoch()
         for table in self.tables:
-            table.adam.expect(self.n_steps)
+            table.adam.plan_steps(self.n_steps)
 
     def __call__(self, start: int, stop: int) -> Tensor:
         for table in self.tables:
@@ -56,7 +57,7 @@ class DeferredStep(AutogradStep):
 
     def _update_weights(self) -> None:
         for table in self.tables:
-            table.move()
+            table.update()
         super()._update_weights()
 
     def flush(self) -> None:
@@ -64,10 +65,8 @@ class DeferredStep(AutogradStep):
             table.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            **super().state_dict(),
-            "tables": [table.adam.state_dict() for table in self.tables],
-        }
+        tables = [table.adam.state_dict() for table in self.tables]
+        return {**super().state_dict(), "tables": tables}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -86,25 +85,25 @@ class _Table:
         self._own = embedding.weight.data
         self._hook: Any = None
 
-    def open(self, rate: float) -> None:
-        """Unless it is open; until :meth:`close` the learning rate stays `rate`."""
+    def open(self, learning_rate: float) -> None:
+        """Open it, unless it is; the learning rate is the same until :meth:`close`."""
         if self._hook is not None:
             return
-        self._rate = rate
+        self._learning_rate = learning_rate
         self.embedding.sparse = True
         self.embedding.weight.data = torch.from_numpy(self.adam.table)
         self._hook = self.embedding.register_forward_pre_hook(self._catch_up)
 
     def close(self) -> None:
         """Bring all rows up to date and give the embedding its own weights back."""
-        self.adam.flush(self._rate)
+        self.adam.flush(self._learning_rate)
         self._own.copy_(self.embedding.weight.data)
         self.embedding.weight.data = self._own
         self.embedding.sparse = False
         self._hook.remove()
         self._hook = None
 
-    def move(self) -> None:
+    def update(self) -> None:
         """One step by the gradient, which is consumed: no other optimiser may see it."""
         gradient = self.embedding.weight.grad
         assert gradient is not None
@@ -112,8 +111,8 @@ class _Table:
         gradient = gradient.coalesce()
         rows = gradient.indices()[0].numpy()
         # Those that another process looked up are not up to date here.
-        self.adam.catch_up(rows, self._rate)
-        self.adam.update(rows, gradient.values().numpy(), self._rate)
+        self.adam.catch_up(rows, self._learning_rate)
+        self.adam.update(rows, gradient.values().numpy(), self._learning_rate)
 
     def _catch_up(self, embedding: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.adam.catch_up(inputs[0].numpy(), self._rate)
+        self.adam.catch_up(inputs[0].numpy(), self._learning_rate)

@@ -1,10 +1,11 @@
 """The training step of matrix factorisation by hand.
 
-The arithmetic of a batch is little beside what autograd's graph of small operations costs. Here the
-gradient is one loop over the ratings (:func:`dlcf.fast.kernels.factor_gradient`), and the rows of the
-tables take Adam's steps only where a batch touches them (:class:`~dlcf.fast.adam.DeferredAdam`,
-equal to dense Adam). Order and result are autograd's, but for rounding and for what deferring
-leaves of epsilon.
+It replaces autograd's step on :class:`~dlcf.models.mf.FactorNetwork`, where the graph of small
+operations costs far more than the arithmetic of a batch. The gradient, the one that autograd takes,
+is one loop over the ratings (:func:`dlcf.fast.kernels.factor_gradient`), and the rows of the tables
+take Adam's steps only where a batch touches them (:class:`~dlcf.fast.adam.DeferredAdam`). Orders
+are drawn as autograd's step draws them, so the result is the same but for rounding and for what
+deferring leaves of epsilon.
 """
 
 from __future__ import annotations
@@ -43,24 +44,24 @@ class FactorStep(TrainingStep):
         self.tables = DeferredAdam(self._table().numpy())
         n_rows, size = config.batch_size + 1, self.tables.table.shape[1]
         self._distinct = DistinctRows(len(self.tables.table), n_rows)
-        self._by_rows = np.empty((2 * n_rows, size), dtype=self.tables.table.dtype)
+        self._grad_rows = np.empty((2 * n_rows, size), dtype=self.tables.table.dtype)
 
     def begin_epoch(self) -> None:
         self.order = torch.randperm(len(self.pairs))
-        self.tables.expect(-(-len(self.pairs) // self.batch_size))
+        self.tables.plan_steps(-(-len(self.pairs) // self.batch_size))
 
     def __call__(self, start: int, stop: int) -> Tensor:
         order = self.order[start:stop].numpy()
         n, own = len(order), share(len(order))
-        rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.optimizer.param_groups[0]["lr"]
         pairs = self.pairs[order]
-        rows, place = self._distinct(pairs)
-        self.tables.catch_up(rows, rate)
-        by_rows = self._by_rows[: len(rows)]
+        rows, position = self._distinct(pairs)
+        self.tables.catch_up(rows, learning_rate)
+        grad_rows = self._grad_rows[: len(rows)]
         deviations = self.deviations[order[own]]
-        batch = self.tables.rows, pairs[own], place[own], deviations, n
-        squares = kernels.factor_gradient(*batch, *self.penalties, by_rows)
-        self.tables.update(rows, sum_array_over_processes(by_rows), rate)
+        batch = self.tables.rows, pairs[own], position[own], deviations, n
+        squares = kernels.factor_gradient(*batch, *self.penalties, grad_rows)
+        self.tables.update(rows, sum_array_over_processes(grad_rows), learning_rate)
         return sum_over_processes(torch.tensor(squares / n))
 
     def flush(self) -> None:

