@@ -16,7 +16,7 @@ from dlcf.baselines.knn import ROWS_AT_ONCE, strongest
 from dlcf.models.base import Arrays, Interactions, Recommender
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["EASE", "ImplicitALS", "RP3Beta"]
+__all__ = ["EASE", "ImplicitALS", "RP3Beta", "ease_scores"]
 
 _LARGEST_SYSTEM = 30_000
 
@@ -157,9 +157,9 @@ class EASE(_Ranker, HistoryRecommender):
         gram = (matrix @ matrix.T if by_user else matrix.T @ matrix).toarray()
         gram[np.diag_indices(size)] += self.regularization
         inverse = linalg.inv(gram, overwrite_a=True, check_finite=False)
-        if by_user:  # P = (I - X^T inverse X) / regularization
+        if by_user:
             quadratic = matrix.multiply((matrix.T @ inverse).T).sum(axis=0)
-            self._diagonal = (1.0 - np.asarray(quadratic).ravel()) / self.regularization
+            self._diagonal = _diagonal(np.asarray(quadratic).ravel(), self.regularization)
         else:
             self._diagonal = inverse.diagonal().copy()
         self._inverse = inverse.astype(np.float32)
@@ -232,6 +232,23 @@ class EASE(_Ranker, HistoryRecommender):
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._values, self._inverse = state["values"], state["inverse"]
         self._diagonal = state["diagonal"]
+
+
+def ease_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
+    """Scores ``X B`` of :class:`EASE` for a small dense X, ``(n_users, n_movies)``, in float32.
+
+    As there ``X P = A X`` with ``A = (X X^T + regularization I)^-1``. Nothing is kept that could
+    give single entries of B, so the system is solved for X itself and not inverted.
+    """
+    gram = weights @ weights.T
+    gram[np.diag_indices(len(gram))] += regularization
+    solved = np.linalg.solve(gram, weights)
+    return weights - solved / _diagonal(np.einsum("ui,ui->i", weights, solved), regularization)
+
+
+def _diagonal(quadratic: NDArray[Any], regularization: float) -> NDArray[Any]:
+    """The diagonal of P, given that of ``X^T A X``: ``P = (I - X^T A X) / regularization``."""
+    return (1.0 - quadratic) / regularization
 
 
 @dataclass(kw_only=True, eq=False)
