@@ -52,12 +52,7 @@ class ImplicitFactorNetwork(FactorNetwork):
 class SVDPlusPlus(MatrixFactorization):
     """SVD++: matrix factorisation with the user's set of rated movies as implicit feedback.
 
-    Parameters
-    ----------
-    factors, regularization, bias_regularization, epochs, batch_size, learning_rate
-        As for :class:`~dlcf.models.mf.MatrixFactorization`.
-    validation_fraction, weights, seed, device
-        As for :class:`~dlcf.models.mf.MatrixFactorization`.
+    Parameters are those of :class:`~dlcf.models.mf.MatrixFactorization`.
     """
 
     name: ClassVar[str] = "svdpp"
