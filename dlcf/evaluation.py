@@ -156,8 +156,7 @@ def rank(
         raise ValueError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if k < 1:
         raise ValueError(f"k is {k}; rank at least one place")
-    check_ratings(train, source="train")
-    check_ratings(test, source="test")
+    train, test = check_ratings(train, source="train"), check_ratings(test, source="test")
     relevant = test.loc[test["rating"] >= threshold, "userId"]
     if relevant.empty:
         raise ValueError(
@@ -189,7 +188,7 @@ def per_user_errors(model: Recommender, test: pd.DataFrame) -> pd.DataFrame:
     Index `userId`, all test users; columns ``squared`` and ``absolute`` (sums over the user's test
     ratings) and ``ratings`` (their number).
     """
-    check_ratings(test, source="test")
+    test = check_ratings(test, source="test")
     error = model.predict(test) - test["rating"].to_numpy(np.float64)
     table = pd.DataFrame({"squared": error**2, "absolute": np.abs(error), "ratings": 1.0})
     return table.groupby(test["userId"].to_numpy()).sum().rename_axis("userId")

@@ -19,7 +19,6 @@ from dlcf.baselines.fm import (
 from dlcf.baselines.knn import ItemKNN, UserKNN
 from dlcf.baselines.ranking import EASE, ImplicitALS, RP3Beta
 from dlcf.baselines.svdpp import SVDPlusPlus
-from dlcf.explanation import Explanation
 from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
 from dlcf.models.mf import MatrixFactorization
@@ -30,28 +29,26 @@ from dlcf.runtime.saving import read_folder
 from dlcf.training import pick_device
 from dlcf.variants.deepcf import ExplainedDeepCF
 
-__all__ = ["Explanation", "Recommender", "available", "fit_together", "load_model", "make"]
+__all__ = ["available", "fit_together", "load_model", "make"]
 
-_REGISTRY: dict[str, type[Recommender]] = {
-    model.name: model
-    for model in (
-        GlobalMean,
-        Bias,
-        Popular,
-        MatrixFactorization,
-        SVDPlusPlus,
-        ExplainedDeepCF,
-        DeepCFPlus,
-        ItemKNN,
-        UserKNN,
-        FactorizationMachine,
-        ImplicitFactorizationMachine,
-        SideFactorizationMachine,
-        ImplicitALS,
-        EASE,
-        RP3Beta,
-    )
-}
+_MODELS: tuple[type[Recommender], ...] = (
+    GlobalMean,
+    Bias,
+    Popular,
+    MatrixFactorization,
+    SVDPlusPlus,
+    ExplainedDeepCF,
+    DeepCFPlus,
+    ItemKNN,
+    UserKNN,
+    FactorizationMachine,
+    ImplicitFactorizationMachine,
+    SideFactorizationMachine,
+    ImplicitALS,
+    EASE,
+    RP3Beta,
+)
+_REGISTRY = {model.name: model for model in _MODELS}
 
 
 def available() -> list[str]:
@@ -90,6 +87,38 @@ def make(name: str, **hyper_parameters: Any) -> Recommender:
     return model(**hyper_parameters)
 
 
+def load_model(folder: str | Path, device: str | None = None) -> Recommender:
+    """The fitted model that :meth:`Recommender.save` wrote; it predicts the same numbers.
+
+    Parameters
+    ----------
+    folder
+        That was given to `save`.
+    device
+        Where a network goes, such as ``"cpu"`` for one that was fitted on CUDA; by default to the
+        device that it was made for.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds no `model.json`.
+    ValueError
+        A file is damaged, or the folder was written in a format that this version does not read.
+    """
+    arrays, description = read_folder(folder)
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
+            "fit the model again"
+        )
+    config = description["config"]
+    if device is not None and "device" in config:
+        config = {**config, "device": device}
+    model = make(description["name"], **config)
+    model.restore(arrays, description)
+    return model
+
+
 def fit_together(
     name: str,
     seeds: Sequence[int],
@@ -98,7 +127,7 @@ def fit_together(
     movies: pd.DataFrame | None = None,
     **hyper_parameters: Any,
 ) -> list[Recommender]:
-    """Models that differ only in their seeds, fitted at once.
+    """Models that differ only in their seeds, fitted at once; in the order of `seeds`.
 
     Each is what :func:`make` and `fit` give for its seed on one thread. Where torch has more than
     one thread, as many parallel processes fit them and send them back; networks that go to a GPU
@@ -112,11 +141,6 @@ def fit_together(
         One for each model.
     train, validation, movies
         As for :meth:`Recommender.fit`.
-
-    Returns
-    -------
-    list
-        The fitted models, in the order of `seeds`.
     """
     models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
     n_threads = torch.get_num_threads()
@@ -128,24 +152,3 @@ def fit_together(
     # but those that are left over share the cores with the first, not the last with nobody.
     workers = n_threads + len(models) % n_threads
     return map_in_processes(keeping_checkpoints(fit), models, workers, "fits")
-
-
-def load_model(folder: str | Path) -> Recommender:
-    """The fitted model that :meth:`Recommender.save` wrote; it predicts the same numbers.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder holds no `model.json`.
-    ValueError
-        The folder was written in a format that this version does not read.
-    """
-    arrays, description = read_folder(folder)
-    if description["format"] != FORMAT:
-        raise ValueError(
-            f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
-            "fit the model again"
-        )
-    model = make(description["name"], **description["config"])
-    model.restore(arrays, description)
-    return model

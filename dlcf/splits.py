@@ -53,7 +53,7 @@ def split(
         raise ValueError(f"unknown split {how!r}; choose one of {', '.join(SPLITS)}")
     if not 0.0 < test_size < 1.0:
         raise ValueError(f"test_size is {test_size}; give a fraction between 0 and 1")
-    check_ratings(ratings, require_timestamp=how != "random")
+    ratings = check_ratings(ratings, require_timestamp=how != "random")
 
     in_test = np.zeros(len(ratings), dtype=bool)
     in_test[_test_rows(ratings, how, test_size, np.random.default_rng(seed))] = True

@@ -22,13 +22,12 @@ from tqdm import tqdm
 
 from dlcf.runtime.checkpoints import Checkpoint
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
+from dlcf.runtime.settings import check_settings, setting
 
 __all__ = ["History", "RatingNetwork", "TrainingConfig", "train_network", "training_step"]
 
 # The network's inputs, then the ratings; equally many rows in each.
 Batch = tuple[Tensor, ...]
-SCHEDULES = ("plateau", "one-cycle")
-PRECISIONS = ("float32", "bf16")
 
 
 class RatingNetwork(nn.Module):
@@ -77,25 +76,19 @@ class TrainingConfig:
         ``"float32"``, or ``"bf16"``: matrix products in bfloat16, weights and sums in float32.
     """
 
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    schedule: str = "plateau"
-    lr_factor: float = 0.5
-    lr_patience: int = 2
-    early_stopping: int | None = None
-    seed: int = 0
+    epochs: int = setting(10, least=1)
+    batch_size: int = setting(64, least=1)
+    learning_rate: float = setting(1e-3, above=0)
+    schedule: str = setting("plateau", choices=("plateau", "one-cycle"))
+    lr_factor: float = setting(0.5, above=0, below=1)
+    lr_patience: int = setting(2, least=0)
+    early_stopping: int | None = setting(None, least=1)
+    seed: int = setting(0, least=0)
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = setting("float32", choices=("float32", "bf16"))
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number")
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                choice = " or ".join(known)
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose {choice}")
+        check_settings(self)
 
 
 @dataclass
@@ -242,6 +235,8 @@ def pick_device(device: str = "auto") -> torch.device:
     """The device that a name means; ``"auto"`` is CUDA where there is one, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but CUDA is not available here; use 'cpu'")
     return torch.device(device)
 
 
@@ -314,7 +309,7 @@ class _Run:
     def stopped(self) -> bool:
         """Whether validation has not improved for as long as early stopping waits."""
         patience = self.config.early_stopping
-        return patience is not None and self.epoch - self.history.best_epoch >= max(patience, 1)
+        return patience is not None and self.epoch - self.history.best_epoch >= patience
 
     def train_epoch(self, checkpoint: Checkpoint) -> None:
         """From where it stands to the end of the epoch."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcf.splits import SPLITS, describe_split, split, train_validation_test
+from dlcf.analysis.cold import describe_split
+from dlcf.splits import SPLITS, split, train_validation_test
 
 
 def frame(rows: list[tuple[int, int, int]]) -> pd.DataFrame:

@@ -89,7 +89,7 @@ def test_one_cycle_goes_up_and_then_down_to_nothing() -> None:
     assert max(rate) == pytest.approx(0.1, rel=0.02) and rate.index(max(rate)) <= 1
     assert rate[1:] == sorted(rate[1:], reverse=True)
     assert rate[-1] < 1e-4
-    with pytest.raises(ValueError, match="unknown schedule 'cosine'"):
+    with pytest.raises(ValueError, match="schedule is 'cosine'; give plateau or one-cycle"):
         TrainingConfig(schedule="cosine")
 
 

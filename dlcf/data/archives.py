@@ -26,7 +26,15 @@ from typing import IO, Any
 
 import pandas as pd
 
-from dlcf.ratings import COLUMNS, DTYPES, HALF_STARS, WHOLE_STARS, Rows, check_ratings
+from dlcf.ratings import (
+    COLUMNS,
+    DTYPES,
+    HALF_STARS,
+    WHOLE_STARS,
+    Rows,
+    check_ratings,
+    typed_ratings,
+)
 from dlcf.runtime import paths
 
 __all__ = [
@@ -284,7 +292,7 @@ def _read_carefully(source: _Source, file: str, scale: tuple[float, float]) -> p
             )
             for chunk in chunks:
                 chunk = chunk.dropna(how="all")
-                parts.append(Rows(chunk, file, first_line).ratings(scale, True))
+                parts.append(typed_ratings(Rows(chunk, file, first_line), scale, True))
     except pd.errors.EmptyDataError:
         raise ValueError(f"{file} is empty; replace it by a whole copy") from None
     except pd.errors.ParserError as error:
@@ -292,7 +300,7 @@ def _read_carefully(source: _Source, file: str, scale: tuple[float, float]) -> p
     ratings = pd.concat(parts)
     rows = Rows(ratings, file, first_line)
     rows.refuse_empty()
-    rows.refuse_duplicates()
+    rows.refuse_repeated(["userId", "movieId"])
     return ratings.reset_index(drop=True)
 
 

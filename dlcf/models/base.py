@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.ratings import check_pairs, check_ratings, rating_scale
+from dlcf.ratings import check_ids, check_movies, check_pairs, check_ratings, rating_scale
 from dlcf.runtime.saving import write_folder
+from dlcf.runtime.settings import check_settings
 
 __all__ = ["Arrays", "Floats", "Index", "Interactions", "Recommender", "fit_biases", "top_k"]
 
@@ -84,6 +86,9 @@ class Recommender(ABC):
     scale: tuple[float, float]
     titles: list[str] | None
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @classmethod
     def hyper_parameters(cls) -> list[str]:
         """Names of the keyword arguments that the model takes."""
@@ -118,10 +123,24 @@ class Recommender(ABC):
             A frame is empty or wrong; the message names the column, the row and the remedy. A
             model that was fitted before stays as it was.
         """
-        check_ratings(train, source="train")
+        train = check_ratings(train, source="train")
         scale = rating_scale(train)
         if validation is not None:
-            check_ratings(validation, source="validation", scale=scale)
+            validation = check_ratings(validation, source="validation", scale=scale)
+        movies = None if movies is None else check_movies(movies)
+        fitted = copy.copy(self)
+        fitted._learn(train, validation, movies, scale)
+        self.__dict__ = fitted.__dict__  # only now: what failed would leave half of a model
+        return self
+
+    def _learn(
+        self,
+        train: pd.DataFrame,
+        validation: pd.DataFrame | None,
+        movies: pd.DataFrame | None,
+        scale: tuple[float, float],
+    ) -> None:
+        """Vocabularies and biases, then what the model learns; the frames are checked."""
         self.scale = scale
         self.user_ids = np.unique(train["userId"].to_numpy())
         self.movie_ids = np.unique(train["movieId"].to_numpy())
@@ -132,7 +151,12 @@ class Recommender(ABC):
         self.movie_counts = np.bincount(data.movies, minlength=data.n_movies)
         self._mean, self._user_bias, self._movie_bias = fit_biases(data)
         self._fit(data, None if validation is None else self._interactions(validation), movies)
-        return self
+        for name, array in self._state().items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(
+                    f"{self.name}: {name} is not finite after training; lower the learning rate or "
+                    "regularise more"
+                )
 
     def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predicted ratings, float64 ``(n,)``, inside the scale; unknown ids are served.
@@ -143,7 +167,7 @@ class Recommender(ABC):
             Frame with `userId`, `movieId` and, for models that use time, `timestamp`.
         """
         self._check_fitted()
-        check_pairs(pairs, source="pairs")
+        pairs = check_pairs(pairs, source="pairs")
         users, known_user, movies, known_movie = self.positions(pairs)
         ratings = (
             self._mean
@@ -154,6 +178,8 @@ class Recommender(ABC):
         if known.any():
             time = pairs["timestamp"].to_numpy()[known] if "timestamp" in pairs else None
             ratings[known] = self._predict(users[known], movies[known], time)
+        if not np.isfinite(ratings).all():
+            raise ValueError(f"{self.name} predicts what is not finite; fit the model again")
         return np.clip(ratings, *self.scale)
 
     def score_all(self, user_ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
@@ -170,7 +196,7 @@ class Recommender(ABC):
             float32 ``(len(user_ids), len(self.movie_ids))``, columns in `movie_ids` order.
         """
         self._check_fitted()
-        users, known = _positions(self.user_ids, np.asarray(user_ids))
+        users, known = _positions(self.user_ids, check_ids(user_ids, "userId"))
         scores = np.empty((len(users), len(self.movie_ids)), dtype=np.float32)
         scores[~known] = self.movie_counts
         if known.any():
@@ -205,7 +231,7 @@ class Recommender(ABC):
         self._check_fitted()
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one recommendation")
-        wanted = np.asarray(self.user_ids if user_ids is None else user_ids)
+        wanted = self.user_ids if user_ids is None else check_ids(user_ids, "userId")
         lists = []
         for first in range(0, max(len(wanted), 1), _USERS_AT_ONCE):
             block = wanted[first : first + _USERS_AT_ONCE]
@@ -253,7 +279,7 @@ class Recommender(ABC):
         raise NotImplementedError(self._no_history())
 
     def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors` and `model.json`; returns the folder, which appears whole.
+        """Write `model.json` and a safetensors file; returns the folder, which appears whole.
 
         A model that was there before is replaced only once the new one is written.
         """
@@ -408,7 +434,6 @@ def _positions(ids: Index, wanted: pd.Series | NDArray[Any]) -> tuple[Index, Kno
 
 
 def _titles(movies: pd.DataFrame | None, movie_ids: Index) -> list[str] | None:
-    if movies is None:
+    if movies is None or "title" not in movies:
         return None
-    title = movies.drop_duplicates("movieId").set_index("movieId")["title"]
-    return title.reindex(movie_ids).fillna("").astype(str).tolist()
+    return movies.set_index("movieId")["title"].reindex(movie_ids, fill_value="").tolist()

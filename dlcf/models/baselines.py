@@ -18,6 +18,7 @@ from dlcf.models.base import (
     Recommender,
     fit_biases,
 )
+from dlcf.runtime.settings import setting
 
 __all__ = ["Bias", "GlobalMean", "Popular"]
 
@@ -51,8 +52,8 @@ class Bias(Recommender):
     """
 
     name: ClassVar[str] = "bias"
-    user_damping: float = USER_DAMPING
-    movie_damping: float = MOVIE_DAMPING
+    user_damping: float = setting(USER_DAMPING, least=0)
+    movie_damping: float = setting(MOVIE_DAMPING, least=0)
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None

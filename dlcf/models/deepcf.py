@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
-from dlcf.models.network import NetworkRecommender
+from dlcf.models.network import WEIGHTS, NetworkRecommender
+from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
 __all__ = ["AttentionNetwork", "DeepCF"]
@@ -113,23 +114,23 @@ class DeepCF(NetworkRecommender):
     """
 
     name: ClassVar[str] = "deepcf"
-    embedding_size: int = 128
-    hidden: Sequence[int] = (512, 256, 128, 64)
-    dropout: Sequence[float] = (0.3, 0.2, 0.2, 0.1)
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    lr_factor: float = 0.5
-    lr_patience: int = 2
-    early_stopping: int | None = None
-    validation_fraction: float = 0.1
-    weights: str = "last"
-    seed: int = 0
+    embedding_size: int = setting(128, least=1)
+    hidden: Sequence[int] = setting((512, 256, 128, 64), least=1)
+    dropout: Sequence[float] = setting((0.3, 0.2, 0.2, 0.1), least=0, below=1)
+    epochs: int = setting(10, least=1)
+    batch_size: int = setting(64, least=2)  # batch normalisation needs two
+    learning_rate: float = setting(1e-3, above=0)
+    lr_factor: float = setting(0.5, above=0, below=1)
+    lr_patience: int = setting(2, least=0)
+    early_stopping: int | None = setting(None, least=1)
+    validation_fraction: float = setting(0.1, least=0, below=1)
+    weights: str = setting("last", choices=WEIGHTS)
+    seed: int = setting(0, least=0)
     device: str = "auto"
-    precision: str = "float32"
+    precision: str = setting("float32", choices=("float32", "bf16"))
 
     def __post_init__(self) -> None:
-        self.hidden, self.dropout = tuple(self.hidden), tuple(self.dropout)
+        super().__post_init__()
         if len(self.hidden) != len(self.dropout):
             raise ValueError(
                 f"{len(self.hidden)} hidden layers but {len(self.dropout)} dropout rates; "

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.models.base import Floats, Index, Interactions
-from dlcf.models.network import NetworkRecommender
+from dlcf.models.network import WEIGHTS, NetworkRecommender
+from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
 __all__ = ["FactorNetwork", "MatrixFactorization"]
@@ -90,15 +91,15 @@ class MatrixFactorization(NetworkRecommender):
     """
 
     name: ClassVar[str] = "mf"
-    factors: int = 50
-    regularization: float = 0.12
-    bias_regularization: float = 0.01
-    epochs: int = 20
-    batch_size: int = 512
-    learning_rate: float = 2e-3
-    validation_fraction: float = 0.0
-    weights: str = "last"
-    seed: int = 0
+    factors: int = setting(50, least=1)
+    regularization: float = setting(0.12, least=0)
+    bias_regularization: float = setting(0.01, least=0)
+    epochs: int = setting(20, least=1)
+    batch_size: int = setting(512, least=1)
+    learning_rate: float = setting(2e-3, above=0)
+    validation_fraction: float = setting(0.0, least=0, below=1)
+    weights: str = setting("last", choices=WEIGHTS)
+    seed: int = setting(0, least=0)
     device: str = "auto"
 
     def build_network(self, data: Interactions) -> FactorNetwork:

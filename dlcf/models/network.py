@@ -58,7 +58,8 @@ class NetworkRecommender(Recommender):
 
         Returns the model itself.
         """
-        self._check_weights(which)
+        if which not in self.saved_as:
+            raise ValueError(f"weights are {which!r}; choose one of {', '.join(self.saved_as)}")
         self._check_fitted()
         self.weights = which
         self.network.load_state_dict(self._states[which])
@@ -80,7 +81,6 @@ class NetworkRecommender(Recommender):
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        self._check_weights(self.weights)
         if validation is None:
             data, validation = hold_out(data, self.validation_fraction, self.seed)
         device = pick_device(self.device)
@@ -145,10 +145,6 @@ class NetworkRecommender(Recommender):
             if saved.shape != buffer.shape:  # what users rated, less what was held out
                 setattr(self.network, name, saved.to(device))
         self.network.load_state_dict(self._states[self.weights])
-
-    def _check_weights(self, which: str) -> None:
-        if which not in self.saved_as:
-            raise ValueError(f"weights are {which!r}; choose one of {', '.join(self.saved_as)}")
 
 
 def hold_out(

@@ -1,44 +1,71 @@
-"""A folder of arrays and their description, as models are saved: it appears whole or not at all."""
+"""Models on disk: a folder with `model.json` and the tensors that it names.
+
+The tensors lie in a file that is named after their content, and `model.json`, which is replaced in
+one step once they are on disk, says which and with what checksums. So a reader sees the old model
+or the new one, and a run that is killed leaves the one that was there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
-__all__ = ["read_folder", "write_folder"]
+from dlcf.runtime.paths import write_atomically
 
-TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+__all__ = ["DESCRIPTION", "read_folder", "write_folder"]
+
+DESCRIPTION = "model.json"
+TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
+LOCK = ".lock"
+TRIES = 20  # of reading while another process saves
 
 
 def write_folder(
     folder: str | Path, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]
 ) -> Path:
-    """Write `model.safetensors` and `model.json`; what was there before is replaced at the end."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        save_file(contiguous, temporary / TENSORS)
-        text = json.dumps(description, indent=1, ensure_ascii=False)
-        (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
-        if folder.exists():
-            replaced = temporary.with_name(temporary.name + "-old")
-            folder.rename(replaced)
-            temporary.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Save arrays and what describes them; a model that was there before is replaced.
+
+    Parameters
+    ----------
+    folder
+        Made where it is missing. A link to a folder is followed, ``~`` is the user's home.
+
+    Raises
+    ------
+    ValueError
+        The path is empty, or there is something that is no saved model: nothing is touched.
+    """
+    if not str(folder) or str(folder) == ".":
+        raise ValueError(f"{str(folder)!r} is no folder for a model; name a new one")
+    folder = Path(folder).expanduser().resolve()
+    _refuse_what_is_no_model(folder)
+    blob = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    text = json.dumps(description, ensure_ascii=False)
+    digest = hashlib.sha256(blob).hexdigest()
+    tensors = TENSORS.format(digest[:16])
+    content = {
+        "tensors": tensors,
+        "tensors sha256": digest,
+        "model sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "model": description,
+    }
+    listing = json.dumps(content, indent=1, ensure_ascii=False)
+    with FileLock(folder / LOCK):  # two that save here at once would remove each other's tensors
+        write_atomically(folder / tensors, blob)
+        write_atomically(folder / DESCRIPTION, listing)
+        for path in folder.glob(ANY_TENSORS):
+            if path.name != tensors:
+                path.unlink(missing_ok=True)
     return folder
 
 
@@ -49,7 +76,45 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     ------
     FileNotFoundError
         The folder holds no `model.json`.
+    ValueError
+        A file is damaged: it is not what was written.
     """
-    folder = Path(folder)
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    return load_file(folder / TENSORS), description
+    path = Path(folder).expanduser() / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.parent} holds no {DESCRIPTION}; name a saved model's folder"
+        )
+    for attempt in range(TRIES):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "model" not in content:
+                raise ValueError("it is not of this version")
+            _verify(json.dumps(content["model"], ensure_ascii=False), content["model sha256"])
+            blob = (path.parent / content["tensors"]).read_bytes()
+            _verify(blob, content["tensors sha256"])
+            return load(blob), content["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # Tensors are missing where another process has saved between the two reads.
+            if not isinstance(error, FileNotFoundError) or attempt == TRIES - 1:
+                problem = f"{path.parent} holds a damaged model ({error})"
+                raise ValueError(f"{problem}; fit it and save it again") from None
+    raise AssertionError("not reached")
+
+
+def _verify(content: str | bytes, sha256: str) -> None:
+    content = content.encode() if isinstance(content, str) else content
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("a checksum is wrong")
+
+
+def _refuse_what_is_no_model(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the model")
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    ours = (DESCRIPTION, ANY_TENSORS, ".*")  # hidden files: a killed run's, or the system's
+    others = [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]
+    if others:
+        raise ValueError(
+            f"{folder} holds {others[0]}, which is no part of a saved model; name an empty folder "
+            "or a new one"
+        )

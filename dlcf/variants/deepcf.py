@@ -15,6 +15,7 @@ from dlcf.explanation import Explanation
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.deepcf import AttentionNetwork, DeepCF
 from dlcf.models.network import WEIGHTS
+from dlcf.runtime.settings import setting
 from dlcf.training import Batch, seeded
 from dlcf.variants.networks import FaithfulAttentionNetwork, RankingAttentionNetwork, coalitions
 from dlcf.variants.shapley import evenly_spread, share_correlation
@@ -45,14 +46,8 @@ class ExplainedDeepCF(DeepCF):
         As for :class:`~dlcf.models.deepcf.DeepCF`.
     """
 
-    ranking_weight: float = 0.0
-    faithful_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("ranking_weight", "faithful_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
+    ranking_weight: float = setting(0.0, least=0)
+    faithful_weight: float = setting(0.0, least=0)
 
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength and attention weights of one recommendation.

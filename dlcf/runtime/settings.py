@@ -1,0 +1,98 @@
+"""Settings that are declared once, as fields of a dataclass: default, kind and range.
+
+A field is ``epochs: int = setting(10, least=1)``; :func:`check_settings`, called in
+``__post_init__``, refuses what is no such value, in one line, and makes NumPy's scalars Python's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import Field, field, fields
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["check_settings", "setting"]
+
+
+def setting(
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A field with a range: ``least <= value <= most``, ``above < value < below``, or choices.
+
+    Of a sequence, each element is held to it.
+    """
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    return field(default=default, metadata={**limits, "choices": tuple(choices)})
+
+
+def check_settings(settings: Any) -> None:
+    """Check the fields of a dataclass by their annotations and ranges, and convert them in place.
+
+    Known annotations are ``int``, ``float``, ``str``, ``bool``, each with ``| None`` or as
+    ``Sequence[...]``, which becomes a tuple. Others are left alone.
+
+    Raises
+    ------
+    ValueError
+        A value is of another kind, not finite, or out of range; the message names the field.
+    """
+    for declared in fields(settings):
+        value = getattr(settings, declared.name)
+        object.__setattr__(settings, declared.name, _checked(declared, str(declared.type), value))
+
+
+def _checked(declared: Field[Any], kind: str, value: Any) -> Any:
+    if kind.endswith(" | None"):
+        return None if value is None else _checked(declared, kind.removesuffix(" | None"), value)
+    if kind.startswith("Sequence["):
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            _refuse(declared, value, "a sequence")
+        element = kind.removeprefix("Sequence[").removesuffix("]")
+        return tuple(_checked(declared, element, item) for item in value)
+    if kind in ("int", "float"):
+        value = _number(declared, kind, value)
+    elif kind in ("str", "bool"):
+        wanted = str if kind == "str" else bool
+        if not isinstance(value, wanted):
+            _refuse(declared, value, "a text" if kind == "str" else "True or False")
+    choices = declared.metadata.get("choices", ())
+    if choices and value not in choices:
+        _refuse(declared, value, f"{', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
+def _number(declared: Field[Any], kind: str, value: Any) -> int | float:
+    limits = declared.metadata
+    wanted = "a whole number" if kind == "int" else "a number"
+    words = {"least": "of at least", "above": "above", "most": "of at most", "below": "below"}
+    said = [f"{word} {limits[key]:g}" for key, word in words.items() if limits.get(key) is not None]
+    wanted = " ".join([wanted, " and ".join(said)]).strip()
+    if isinstance(value, bool) or not isinstance(value, Integral if kind == "int" else Real):
+        _refuse(declared, value, wanted)
+    number = int(value) if kind == "int" else float(value)
+    fits = (
+        math.isfinite(number)
+        and number >= _limit(limits, "least", -math.inf)
+        and number > _limit(limits, "above", -math.inf)
+        and number <= _limit(limits, "most", math.inf)
+        and number < _limit(limits, "below", math.inf)
+    )
+    if not fits:
+        _refuse(declared, value, wanted)
+    return number
+
+
+def _limit(limits: Any, key: str, default: float) -> float:
+    found = limits.get(key)
+    return default if found is None else found
+
+
+def _refuse(declared: Field[Any], value: Any, wanted: str) -> None:
+    raise ValueError(f"{declared.name} is {value!r}; give {wanted}")

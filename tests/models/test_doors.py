@@ -1,0 +1,188 @@
+"""What comes in is checked once, at the door; what fails leaves a model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dlcf
+from dlcf.models.base import Recommender
+from dlcf.registry import available, load_model, make
+
+TINY: dict[str, dict[str, Any]] = {
+    "deepcf": {"epochs": 1, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)},
+    "deepcf-plus": {"epochs": 1, "folds": 2, "cuts": (0.5,), "candidates": 5, "history_size": 4},
+    "mf": {"epochs": 1, "factors": 3},
+    "svdpp": {"epochs": 1, "factors": 3},
+}
+
+
+def state(model: Recommender, ratings: pd.DataFrame) -> list[Any]:
+    users = model.user_ids[:5]
+    return [model.config, model.predict(ratings).tolist(), model.score_all(users).tolist()]
+
+
+@pytest.mark.parametrize("name", ["bias", "mf", "deepcf", "deepcf-plus", "ease", "item-knn"])
+def test_a_failed_fit_leaves_the_model_as_it_was(
+    name: str, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(name, **TINY.get(name, {})).fit(toy_ratings)
+    before = state(model, toy_ratings)
+    learn = type(model)._fit
+
+    def fails(self: Any, *arguments: Any) -> None:
+        learn(self, *arguments)
+        raise MemoryError("no more room")
+
+    monkeypatch.setattr(type(model), "_fit", fails)
+    with pytest.raises(MemoryError):
+        model.fit(toy_ratings[toy_ratings["userId"] > 100])
+    assert state(model, toy_ratings) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("deepcf", "learning_rate", float("nan")),
+        ("deepcf", "learning_rate", float("inf")),
+        ("deepcf", "batch_size", 1),
+        ("deepcf", "epochs", 2.5),
+        ("deepcf", "epochs", True),
+        ("deepcf", "early_stopping", "3"),
+        ("deepcf", "early_stopping", 0),
+        ("deepcf", "validation_fraction", -0.1),
+        ("deepcf", "dropout", (0.1, 0.2, 0.3, 1.0)),
+        ("deepcf", "hidden", "512"),
+        ("deepcf", "hidden", (512, 0, 128, 64)),
+        ("deepcf", "weights", "finest"),
+        ("deepcf", "seed", -1),
+        ("deepcf", "device", None),
+        ("mf", "factors", 0),
+        ("mf", "regularization", -1.0),
+        ("svdpp", "epochs", -1),
+        ("bias", "user_damping", float("nan")),
+    ],
+)
+def test_absurd_settings_are_refused_by_name(name: str, setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting} is .*; give "):
+        make(name, **{setting: value})
+
+
+def test_numpy_scalars_are_numbers(toy_ratings: pd.DataFrame, tmp_path: Path) -> None:
+    settings = {"factors": np.int64(3), "learning_rate": np.float32(0.01), "epochs": np.int32(1)}
+    model = make("mf", **settings).fit(toy_ratings)
+    assert type(model.config["factors"]) is int and type(model.config["learning_rate"]) is float
+    loaded = load_model(model.save(tmp_path / "m"))
+    assert np.array_equal(loaded.predict(toy_ratings), model.predict(toy_ratings))
+
+
+def test_weights_that_are_not_finite_are_an_error(toy_ratings: pd.DataFrame) -> None:
+    model = make("mf", factors=3, epochs=30, learning_rate=1e38)
+    with pytest.raises(ValueError, match=r"mf: \S+ is not finite after training"):
+        model.fit(toy_ratings)
+
+
+@pytest.mark.parametrize("name", available())
+def test_timestamps_as_text_are_seconds(name: str, toy_ratings: pd.DataFrame) -> None:
+    text = toy_ratings.assign(timestamp=toy_ratings["timestamp"].map(lambda t: f" {t}"))
+    if name.startswith("fm") or name == "ials":
+        pytest.skip("fitted the same way as the others")
+    fitted = make(name, **TINY.get(name, {})).fit(toy_ratings)
+    again = make(name, **TINY.get(name, {})).fit(text)
+    assert np.array_equal(fitted.predict(toy_ratings), again.predict(text))
+
+
+@pytest.mark.parametrize("how", ["random", "user-temporal", "global-temporal", "leave-last-out"])
+def test_a_split_of_text_is_that_of_numbers(how: str, toy_ratings: pd.DataFrame) -> None:
+    shorter = toy_ratings.assign(
+        timestamp=toy_ratings["timestamp"] // (1 + 9 * (toy_ratings.index % 2))
+    )
+    text = shorter.astype(str)
+    for right, found in zip(dlcf.split(shorter, how), dlcf.split(text, how), strict=True):
+        pd.testing.assert_frame_equal(right, found)
+
+
+WRONG_PAIRS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "infinite": lambda f: f.assign(timestamp=np.inf),
+    "missing": lambda f: f.assign(timestamp=pd.NaT),
+    "not a number": lambda f: f.assign(timestamp="yesterday"),
+    "milliseconds": lambda f: f.assign(timestamp=f["timestamp"] * 1000),
+    "userId 'x' is not a number": lambda f: f.assign(userId="x"),
+    "comes twice": lambda f: pd.concat([f, f[["movieId"]]], axis=1),
+}
+
+
+@pytest.mark.parametrize("problem", WRONG_PAIRS)
+@pytest.mark.parametrize("name", ["bias", "deepcf-plus"])
+def test_pairs_are_checked_like_ratings(name: str, problem: str, toy_ratings: pd.DataFrame) -> None:
+    model = make(name, **TINY.get(name, {})).fit(toy_ratings)
+    with pytest.raises(ValueError, match=problem):
+        model.predict(WRONG_PAIRS[problem](toy_ratings[:5]))
+
+
+@pytest.mark.parametrize("ids", [["3"], [True], [3.5], [None]])
+def test_ids_of_another_kind_are_no_unknown_users(
+    ids: list[Any], toy_ratings: pd.DataFrame
+) -> None:
+    model = make("popular").fit(toy_ratings)
+    for ask in (model.score_all, model.recommend_all):
+        with pytest.raises(ValueError, match="userId"):
+            ask(ids)
+    assert model.score_all([3.0]).shape == (1, len(model.movie_ids))
+    assert model.recommend_all([]).empty and model.score_all([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["category", "Int64", "UInt32", "uint16", ">i8", "Sparse[int64]"])
+def test_columns_of_other_kinds_are_the_same_numbers(kind: str, toy_ratings: pd.DataFrame) -> None:
+    given = toy_ratings.assign(movieId=toy_ratings["movieId"].astype(kind))
+    expected = make("bias").fit(toy_ratings).predict(toy_ratings)
+    assert np.array_equal(make("bias").fit(given).predict(given), expected)
+
+
+@pytest.mark.parametrize(
+    ("genres", "problem"),
+    [
+        ("Drama|Comedy", "no list"),
+        (float("nan"), "no list"),
+        ([1, 2], "no list"),
+        (None, "no list"),
+    ],
+)
+def test_genres_are_lists_of_texts(
+    genres: Any, problem: str, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    wrong = toy_movies.assign(genres=[genres, *toy_movies["genres"][1:]])
+    with pytest.raises(ValueError, match=r"movies frame, row 0: genres .* are no list"):
+        make("popular").fit(toy_ratings, movies=wrong)
+
+
+def test_missing_titles_are_none(toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame) -> None:
+    movies = toy_movies.assign(title=[None, *toy_movies["title"][1:]])
+    model = make("popular").fit(toy_ratings, movies=movies)
+    first, second = toy_movies["movieId"][:2]
+    assert model.title(first) is None and model.title(second) == "Film 9 <b>"
+    assert make("popular").fit(toy_ratings, movies=toy_movies[["movieId"]]).title(second) is None
+
+
+def test_a_movie_that_comes_twice_is_refused(
+    toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    twice = pd.concat([toy_movies, toy_movies[:1]], ignore_index=True)
+    with pytest.raises(
+        ValueError, match=r"movies frame, row \d+: duplicate movieId 2, which row 0"
+    ):
+        make("popular").fit(toy_ratings, movies=twice)
+
+
+def test_a_network_goes_to_the_device_that_is_asked_for(
+    toy_ratings: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = make("mf", **TINY["mf"], device="cpu").fit(toy_ratings).save(tmp_path / "m")
+    assert load_model(folder, device="cpu").config["device"] == "cpu"
+    with pytest.raises(ValueError, match="device is 'cuda', but CUDA is not available here"):
+        load_model(folder, device="cuda")
