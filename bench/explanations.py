@@ -1,4 +1,4 @@
-"""What one explanation costs, by method: the section "explain" of :mod:`dlcf.bench`."""
+"""What one explanation costs, by method: the section "explain" of :mod:`bench.measure`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.measure import DATASET
 from dlcf.data import load_movies, load_ratings
-from dlcf.explain.faithfulness import (
-    history_attributions,
-    history_methods,
-    milliseconds,
-    user_share,
-)
+from dlcf.explain.attribution import user_share
+from dlcf.explain.faithfulness import milliseconds
+from dlcf.explain.history import history_attributions, history_methods
 from dlcf.models.base import Recommender
 from dlcf.registry import make
 from dlcf.splits import split
@@ -40,7 +36,7 @@ READERS = ("deepcf-plus", "item-knn", "ease")
 
 
 def explanation_costs(
-    clock: Callable[[], float] = time.perf_counter, quick: bool = False
+    dataset: str, clock: Callable[[], float] = time.perf_counter, quick: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Milliseconds that each method takes for one prediction: the median over some pairs.
 
@@ -49,6 +45,8 @@ def explanation_costs(
 
     Parameters
     ----------
+    dataset
+        Name of the data set.
     clock
         Seconds.
     quick
@@ -60,7 +58,7 @@ def explanation_costs(
         Method to ``ms`` and ``pairs``; of methods over a history also ``ratings``, its median
         length. Integrated gradients only where captum is installed.
     """
-    ratings, movies = load_ratings(DATASET), load_movies(DATASET)
+    ratings, movies = load_ratings(dataset), load_movies(dataset)
     if quick:
         ratings = ratings[ratings["userId"] <= FEW]
     train, test = split(ratings)

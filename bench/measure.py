@@ -1,7 +1,7 @@
-"""What the package costs, beside plain ways to do the same: ``python -m dlcf.bench [SECTION ...]``.
+"""What the package costs, beside plain ways to do the same: ``python -m bench [SECTION ...]``.
 
-Both sides of a comparison run in one process, in turn, several times; medians are reported, and
-the ratio of the two is the result: the times themselves depend on the machine. A section that is
+Both sides of a comparison run in one process, in turn, several times. Medians are reported, and
+the ratio of the two is the result: the times themselves depend on the computer. A section that is
 named replaces its part of `results/bench.json`; the others stay.
 """
 
@@ -20,12 +20,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -33,10 +31,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from bench import explanations, steps
 from bench.synthetic import synthetic_ratings
 from dlcf import metrics
 from dlcf.data import load_ratings
 from dlcf.evaluation import evaluate
+from dlcf.fast.threads import single_threaded_torch
 from dlcf.models.base import Interactions, Recommender
 from dlcf.models.deepcf import DeepCF
 from dlcf.models.network import NetworkRecommender
@@ -44,7 +44,7 @@ from dlcf.notebook.bench_tables import RECORD, limit_of, load_bench
 from dlcf.ratings import check_ratings
 from dlcf.registry import fit_together, make
 from dlcf.runtime import paths
-from dlcf.runtime.parallel import threads_apart
+from dlcf.runtime.environment import library_versions, processor_name
 from dlcf.splits import split
 
 __all__ = [
@@ -157,14 +157,12 @@ def bench_training(options: Options) -> dict[str, Entry]:
     """The training step of `deepcf` at the paper's settings, on all threads and on one."""
     found = _steps(options, "step")
     if options.threads > 1:
-        with threads_apart():
+        with single_threaded_torch():
             found |= _steps(options, "step on one thread")
     return found
 
 
 def _steps(options: Options, what: str) -> dict[str, Entry]:
-    from bench import steps
-
     n = 5 if options.quick else 200
     timers = steps.fast_step_time, steps.textbook_step_time, steps.floor_time
     ours, textbook, floor = options.medians(
@@ -181,8 +179,6 @@ def bench_seeds(options: Options) -> dict[str, Entry]:
 
     One after another by the textbook loop, which only trains, and by `fit`, which also validates.
     """
-    from bench.steps import textbook_fit
-
     ratings, epochs = load_ratings(DATASET), 2
     if options.quick:
         ratings, epochs = ratings.sample(2000, random_state=0), 1
@@ -199,7 +195,7 @@ def bench_seeds(options: Options) -> dict[str, Entry]:
 
     def textbook() -> None:
         for seed in seeds:
-            textbook_fit(train, seed, epochs)
+            steps.textbook_fit(train, seed, epochs)
 
     together, separate, plain = options.in_turn(
         partial(fit_together, "deepcf", seeds, ratings, **settings), one_by_one, textbook
@@ -221,16 +217,16 @@ def naive_lists(model: Recommender, user_ids: NDArray[np.int64], k: int = 10) ->
     batch, what the user has rated is dropped, the rest is sorted.
     """
     assert isinstance(model, DeepCF)
-    seen = pd.Series(model.movie_ids[model._seen.indices])
-    seen = seen.groupby(np.repeat(model.user_ids, np.diff(model._seen.indptr))).agg(set)
+    position, column = model.seen(user_ids)
+    seen = pd.Series(model.movie_ids[column]).groupby(position).agg(set)
     movies = torch.arange(len(model.movie_ids))
     lists = []
-    for user in user_ids:
-        row = int(np.searchsorted(model.user_ids, user))
+    for position, row in enumerate(np.searchsorted(model.user_ids, user_ids).tolist()):
         with torch.no_grad():
-            scores = model._network(torch.full_like(movies, row), movies).numpy()
-        table = pd.DataFrame({"userId": user, "movieId": model.movie_ids, "score": scores})
-        table = table[~table["movieId"].isin(seen[user])]
+            scores = model.network(torch.full_like(movies, row), movies).numpy()
+        columns = {"userId": user_ids[position], "movieId": model.movie_ids, "score": scores}
+        table = pd.DataFrame(columns)
+        table = table[~table["movieId"].isin(seen[position])]
         lists.append(table.sort_values("score", ascending=False, kind="stable").head(k))
     return pd.concat(lists, ignore_index=True)
 
@@ -244,22 +240,12 @@ def bench_ranking(options: Options) -> dict[str, Entry]:
     assert isinstance(model, DeepCF)
     users = model.user_ids
 
-    def ours() -> pd.DataFrame:
-        return model.recommend_all(users)
-
-    def exact() -> pd.DataFrame:
-        with patch.object(DeepCF, "_screens", return_value=False):
-            return model.recommend_all(users)
-
-    def naive() -> pd.DataFrame:
-        return naive_lists(model, users)
-
-    listed, *others = (lists()["movieId"].tolist() for lists in (ours, exact, naive))
-    fast, every_score, plain = options.in_turn(ours, exact, naive)
-    computed = model._list_scores(np.arange(len(users)), model.seen(users), 10) > -np.inf
+    ours, naive = partial(model.recommend_all, users), partial(naive_lists, model, users)
+    same = ours()["movieId"].tolist() == naive()["movieId"].tolist()
+    fast, plain = options.in_turn(ours, naive)
     some = [int(user) for _ in options.rounds for user in users[:: max(1, len(users) // 50)]]
     one_list = [options.seconds(partial(model.recommend, user)) for user in some]
-    # Afterwards, not in turn: torch's threads run in a circle for a while after each product.
+    # Afterwards, not in turn: torch's threads spin for a while after each product.
     products = _products_of_a_list(model)
     floor = [options.seconds(products) for _ in some]
     return {
@@ -269,10 +255,7 @@ def bench_ranking(options: Options) -> dict[str, Entry]:
             at_least=4.0,
             users=len(users),
             movies=len(model.movie_ids),
-            same_lists=all(listed == other for other in others),
-            guessed_in_bfloat16=model._screens(10),
-            every_score_s=every_score,
-            share_scored_exactly=float(computed.mean()),
+            same_lists=same,
         ),
         "top 10 of one user": entry(median(one_list), at_most=0.030, products_s=median(floor)),
     }
@@ -297,9 +280,7 @@ def _products_of_a_list(model: DeepCF) -> Callable[[], None]:
 
 def bench_explain(options: Options) -> dict[str, Entry]:
     """Milliseconds of one explanation by each method; nothing is compared."""
-    from bench import explanations as costs
-
-    return costs.explanation_costs(options.clock, options.quick)
+    return explanations.explanation_costs(DATASET, options.clock, options.quick)
 
 
 # ---------------------------------------------------------------------------------------- metrics
@@ -445,12 +426,12 @@ def measure_size(model: str, n_ratings: int, quick: bool = False, cpu_time: bool
     clock = Options(cpu_time=cpu_time).clock
     real = load_ratings(DATASET)
     imported = _peak_bytes()
-    steps: dict[str, float] = {}
+    seconds: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         start = clock()
         result = function(*arguments)
-        steps[name] = clock() - start
+        seconds[name] = clock() - start
         return result
 
     ratings = real
@@ -462,7 +443,7 @@ def measure_size(model: str, n_ratings: int, quick: bool = False, cpu_time: bool
     timed("fit_s", fitted.fit, train)
     timed("rank_s", fitted.recommend_all, fitted.user_ids[: 8 if quick else 128])
     assert isinstance(fitted, NetworkRecommender)
-    n_parameters = sum(p.numel() for p in fitted._network.parameters())
+    n_parameters = sum(p.numel() for p in fitted.network.parameters())
     bound = memory_bound(n_ratings, n_parameters, len(fitted.movie_ids))
     peak = _peak_bytes() - imported
     return {
@@ -471,7 +452,7 @@ def measure_size(model: str, n_ratings: int, quick: bool = False, cpu_time: bool
         "movies": len(fitted.movie_ids),
         "batch_size": BATCH[model],
         "parameters": n_parameters,
-        **steps,
+        **seconds,
         "peak_bytes": peak,
         "bound_bytes": bound,
         "target": "peak <= bound",
@@ -521,16 +502,14 @@ def bench_scale(options: Options) -> dict[str, Entry]:
 
 def bench_vocabulary(options: Options) -> dict[str, Entry]:
     """The training step as users and movies become more, beside dense Adam over their tables."""
-    from bench.steps import vocabulary_step_times
-
     found: dict[str, Entry] = {}
     sizes = (100, 1000) if options.quick else (10_000, 100_000, 1_000_000)
-    steps = (5, 2) if options.quick else (500, 20)
+    n_steps = (5, 2) if options.quick else (500, 20)
     jobs = [(model, n_rows) for model in BATCH for n_rows in sizes]
     for model, n_rows in _bar(jobs, "vocabularies"):
-        measure = partial(vocabulary_step_times, model, n_rows, *steps, options.clock)
-        ours, dense, settling = options.medians(measure)
-        more = {"model": model, "rows": n_rows, "settling_s": settling}
+        measure = partial(steps.vocabulary_step_times, model, n_rows, *n_steps, options.clock)
+        ours, dense, flush = options.medians(measure)
+        more = {"model": model, "rows": n_rows, "settling_s": flush}
         found[f"{model}, {n_rows:,} users and movies"] = entry(ours, dense, **more)
     return found
 
@@ -551,7 +530,7 @@ def bench_end_to_end(options: Options) -> dict[str, Entry]:
     found = {"the paper's training run": entry(options.seconds(partial(paper.fit, train)))}
     if not options.quick:
         with tempfile.TemporaryDirectory() as scratch:
-            command = [sys.executable, "-m", "dlcf.run", "--output", scratch]
+            command = [sys.executable, "-m", "dlcf", "run", "--output", scratch]
             environment = {**os.environ, "DLCF_CACHE_DIR": scratch, "DLCF_CHECK_RESULTS": "1"}
             start = time.perf_counter()
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -578,7 +557,7 @@ USUAL = ("training", "seeds", "ranking", "explain", "metrics", "peers", "scale",
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 1 where a section could not be measured or a target is missed."""
-    parser = argparse.ArgumentParser(prog="python -m dlcf.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=Options.repeats)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: cores")
@@ -616,7 +595,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed |= any("error" in e or e.get("met") is False for e in entries.values())
         before = _headlines(record.get(name, {}).get("entries", {}))
         record[name] = {
-            "machine": _machine(options),
+            "machine": _computer(options),
             "entries": _rounded(entries),
             "run before": before,
         }
@@ -640,27 +619,22 @@ def _report(section: str, entries: Mapping[str, Entry]) -> str:
     return "\n".join(lines)
 
 
-def _machine(options: Options) -> dict[str, Any]:
-    """What the times depend on, without anything that names this very machine."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text().splitlines()
-        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+def _computer(options: Options) -> dict[str, Any]:
+    """What the times depend on, without anything that names this very computer."""
     return {
-        "cpu": cpu,
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "threads": options.threads,
         "clock": "processor time" if options.cpu_time else "wall",
         "repeats": len(options.rounds),
         "python": platform.python_version(),
-        **{library: version(library) for library in LIBRARIES},
+        **library_versions(LIBRARIES),
     }
 
 
 def _in_process(call: str, options: Options) -> Entry:
-    code = f"import json, dlcf.bench as b; print(json.dumps(b.{call}))"
+    code = f"import json; from bench import measure; print(json.dumps(measure.{call}))"
     return _json_from([sys.executable, "-c", code], options)
 
 
@@ -708,7 +682,3 @@ def _rounded(value: Any) -> Any:
 
 def _bar(items: Any, what: str) -> Any:
     return tqdm(items, desc=what, disable=None, leave=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

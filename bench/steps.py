@@ -2,7 +2,7 @@
 
 Each function but :func:`vocabulary_step_times` trains the paper's network on made-up ratings of the
 shape of ml-latest-small and gives seconds a step, at torch's thread count. Call them in turn,
-several times, in one process, and divide medians: on a machine with other work only ratios mean
+several times, in one process, and divide medians: on a computer with other work only ratios mean
 anything. With one thread, ``clock=time.process_time`` leaves out what other programs take.
 """
 
@@ -21,7 +21,14 @@ from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.network import NetworkRecommender
 from dlcf.registry import make
-from dlcf.training import AutogradStep, Batch, TrainingConfig, TrainingStep, seeded
+from dlcf.training import (
+    AutogradStep,
+    Batch,
+    TrainingConfig,
+    TrainingStep,
+    seeded,
+    training_step,
+)
 
 __all__ = [
     "fast_step_time",
@@ -100,7 +107,7 @@ def fast_step_time(
     steps: int = 50, batch_size: int = 64, clock: Clock = time.perf_counter
 ) -> float:
     """The step that `deepcf` trains with; drawing the order of an epoch counts."""
-    step = _training_step(0, steps, batch_size)
+    step = _fast_step(0, steps, batch_size)
     for index in range(WARM_UP):
         step(index * batch_size, (index + 1) * batch_size)
     step.flush()
@@ -145,7 +152,7 @@ def vocabulary_step_times(
 
     Returns
     -------
-    ours, dense, settling
+    ours, dense, flush
         A step as the model trains; one by autograd and dense Adam; and what bringing all rows up
         to date takes, once an epoch.
     """
@@ -169,9 +176,9 @@ def vocabulary_step_times(
         return (clock() - start) / n_steps
 
     with seeded(0, torch.device("cpu")):
-        network = recommender._build(data).train()
+        network = recommender.build_network(data).train()
         dense = seconds(AutogradStep(network, train, config), dense_steps)
-        step = network.training_step(train, config)
+        step = training_step(network, train, config)
         ours = seconds(step, steps)
     start = clock()
     step.flush()
@@ -183,8 +190,9 @@ def _network(seed: int) -> AttentionNetwork:
         return AttentionNetwork(N_USERS, N_MOVIES, SCALE, EMBEDDING_SIZE, HIDDEN)
 
 
-def _training_step(seed: int, steps: int, batch_size: int) -> TrainingStep:
+def _fast_step(seed: int, steps: int, batch_size: int) -> TrainingStep:
     train = made_up_ratings((WARM_UP + steps) * batch_size, seed)
-    step = _network(seed).training_step(train, TrainingConfig(seed=seed, batch_size=batch_size))
+    config = TrainingConfig(seed=seed, batch_size=batch_size)
+    step = training_step(_network(seed), train, config)
     step.begin_epoch()
     return step

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dlcf.runtime import paths
@@ -25,33 +24,34 @@ __all__ = [
 ]
 
 RECORD = paths.RESULTS / "bench.json"
+NONE = float("nan")
 
 Entry = dict[str, Any]
 
 
 def load_bench(path: Path | None = None) -> dict[str, Any]:
-    """What was measured: section -> ``machine`` and ``entries``."""
+    """What was measured: section -> ``machine``, ``entries`` and the ``run before``."""
     return json.loads((path or RECORD).read_text(encoding="utf-8"))
 
 
+def limit_of(found: Entry) -> float:
+    """The number at the end of an entry's target; NaN where there is none."""
+    number = re.search(r"[<>]= ([\d.]+)$", found.get("target", ""))
+    return float(number[1]) if number else NONE
+
+
 def ratio_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """Every comparison that has two sides, for :func:`dlcf.notebook.plots.bench` and for reading.
+    """Every comparison that has two sides.
 
     Returns
     -------
     DataFrame
         Index: what is compared; columns ``ours_s``, ``reference_s``, ``ratio`` (reference / ours),
-        ``before`` (the ratio in the run before, NaN where there was none), ``target`` (the least
-        ratio wanted) and ``met``.
+        ``met``, ``before`` (the ratio in the run before, NaN where there was none) and ``target``
+        (the least ratio wanted).
     """
-    rows = {}
-    for name, found, before in _with_limit(record):
-        if "ratio" in found:
-            limit = limit_of(found)
-            target = limit if "ratio >=" in found["target"] else 1 / limit
-            columns = {key: found[key] for key in ("ours_s", "reference_s", "ratio", "met")}
-            rows[name] = {**columns, "before": before, "target": target}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = _with_target(record, ["ours_s", "reference_s", "ratio", "met", "before", "target"])
+    return table[table["ratio"].notna()]
 
 
 def seconds_table(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -63,40 +63,13 @@ def seconds_table(record: Mapping[str, Any]) -> pd.DataFrame:
         Index: what is measured; columns ``ours_s``, ``before`` (the seconds in the run before, NaN
         where there was none), ``target`` (the most seconds wanted) and ``met``.
     """
-    rows = {
-        name: {
-            "ours_s": found["ours_s"],
-            "before": before,
-            "target": limit_of(found),
-            "met": found["met"],
-        }
-        for name, found, before in _with_limit(record)
-        if "ratio" not in found
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _with_limit(record: Mapping[str, Any]) -> Iterator[tuple[str, Entry, float]]:
-    """Name, entry and the run before of all with a number as target, section by section."""
-    for measured in record.values():
-        for name, found in measured["entries"].items():
-            if not np.isnan(limit_of(found)):
-                yield name, found, measured["run before"].get(name, float("nan"))
-
-
-def limit_of(found: Entry) -> float:
-    """The number at the end of the target, as :func:`entry` writes it; NaN where there is none."""
-    number = re.search(r"[<>]= ([\d.]+)$", found.get("target", ""))
-    return float(number[1]) if number else float("nan")
+    table = _with_target(record, ["ours_s", "before", "target", "met", "ratio"])
+    return table[table["ratio"].isna()].drop(columns="ratio")
 
 
 def size_table(record: Mapping[str, Any]) -> pd.DataFrame:
     """Cost by size: a row for each model and number of ratings that was measured."""
-    rows = [
-        {"model": name.split(",")[0], **found}
-        for name, found in record.get("scale", {}).get("entries", {}).items()
-        if "error" not in found
-    ]
+    rows = [{"model": name.split(",")[0], **found} for name, found in _measured(record, "scale")]
     columns = ["model", "ratings", "users", "movies", "parameters", "batch_size", "fit_s", "rank_s"]
     return pd.DataFrame(rows, columns=[*columns, "peak_bytes", "bound_bytes"])
 
@@ -110,23 +83,32 @@ def vocabulary_table(record: Mapping[str, Any]) -> pd.DataFrame:
         Columns ``model``, ``rows``, ``ours_ms``, ``dense_ms`` and ``settling_ms``, what bringing
         all rows up to date takes once an epoch.
     """
-    entries = record.get("vocabulary", {}).get("entries", {}).values()
-    rows = [
-        {
-            "model": found["model"],
-            "rows": found["rows"],
-            "ours_ms": 1000 * found["ours_s"],
-            "dense_ms": 1000 * found["reference_s"],
-            "settling_ms": 1000 * found["settling_s"],
-        }
-        for found in entries
-        if "error" not in found
-    ]
-    return pd.DataFrame(rows, columns=["model", "rows", "ours_ms", "dense_ms", "settling_ms"])
+    names = {"ours_s": "ours_ms", "reference_s": "dense_ms", "settling_s": "settling_ms"}
+    rows = [found for _, found in _measured(record, "vocabulary")]
+    table = pd.DataFrame(rows, columns=["model", "rows", *names])
+    return table.assign(**{name: 1000 * table[name] for name in names}).rename(columns=names)
 
 
 def measured_costs(path: Path = RECORD) -> pd.Series:
-    """Milliseconds by method, as they were measured; empty where nothing was."""
+    """Milliseconds of one explanation by method; empty where nothing was measured."""
     record = load_bench(path) if path.is_file() else {}
-    entries = record.get("explain", {}).get("entries", {})
-    return pd.Series({n: e["ms"] for n, e in entries.items() if "ms" in e}, dtype=float)
+    return pd.Series({n: e["ms"] for n, e in _measured(record, "explain")}, dtype=float)
+
+
+def _measured(record: Mapping[str, Any], section: str) -> list[tuple[str, Entry]]:
+    """Entries of a section, without those that ended in an error."""
+    entries = record.get(section, {}).get("entries", {})
+    return [(name, found) for name, found in entries.items() if "error" not in found]
+
+
+def _with_target(record: Mapping[str, Any], columns: list[str]) -> pd.DataFrame:
+    """All that has a number as target, section by section; targets of ratios are at least that."""
+    rows = {}
+    for section, measured in record.items():
+        for name, found in _measured(record, section):
+            limit = limit_of(found)
+            if pd.notna(limit):
+                target = 1 / limit if "reference <=" in found["target"] else limit
+                before = measured["run before"].get(name, NONE)
+                rows[name] = {"ratio": NONE, **found, "before": before, "target": target}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

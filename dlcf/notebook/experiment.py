@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib
-import inspect
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from dlcf.models.base import Recommender
 from dlcf.notebook.plots import figure_bytes, use_style
-from dlcf.ratings import fingerprint
-from dlcf.registry import load_model, make
 from dlcf.runtime import paths
+from dlcf.studies.cache import code_version, fit_cached
 
 __all__ = [
     "Run",
@@ -57,9 +53,9 @@ def read_parameters(notebook: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")))
         raise ValueError(f"no notebook {notebook!r} in {paths.NOTEBOOKS.name}/; there are {known}")
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            return dict(_assignments("".join(cell["source"])))
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            return _assignments(cell.source)
     raise ValueError(f"{path.name} has no cell tagged 'parameters'")
 
 
@@ -73,8 +69,7 @@ def check_parameters(notebook: str, given: Mapping[str, Any]) -> None:
         )
     for name, value in given.items():
         wanted = type(stored[name])
-        is_type = type(value) is wanted or (wanted is float and type(value) is int)
-        if not is_type:
+        if type(value) is not wanted and (wanted, type(value)) != (float, int):
             raise ValueError(
                 f"{notebook}: {name} is {value!r}; give {wanted.__name__}, such as {stored[name]!r}"
             )
@@ -98,19 +93,16 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     injected: dict[str, Any] = {}
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):
-            injected |= dict(_assignments(source))
+            injected |= _assignments(source)
     check_parameters(notebook, injected)
-    stored = read_parameters(notebook)
     # Sums of floats depend on how many threads share them, so a fixed count gives the same numbers
     # on a machine of any size; batches of 64 rows are too small to gain from a second thread.
     torch.set_num_threads(int(os.environ.get(THREADS, "1")))
     use_style()
-    return Run(notebook, {name: namespace[name] for name in stored}, stored)
+    return Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
 
 
-def output_folder(
-    notebook: str, parameters: Mapping[str, Any], stored: Mapping[str, Any] | None = None
-) -> Path:
+def output_folder(notebook: str, parameters: Mapping[str, Any]) -> Path:
     """Folder whose `figures/` and `results/` a run with these parameters writes.
 
     The repository itself where all have their stored values, else a folder in `runs/` that is
@@ -118,7 +110,7 @@ def output_folder(
     """
     if OUTPUT in os.environ:
         return Path(os.environ[OUTPUT])
-    stored = read_parameters(notebook) if stored is None else stored
+    stored = read_parameters(notebook)
     changed = [f"{k}={v}" for k, v in sorted(parameters.items()) if v != stored[k]]
     if not changed:
         return paths.ROOT
@@ -132,13 +124,11 @@ class Run:
     other, to a folder of their own under `runs/`, so that an experiment never replaces them.
     """
 
-    def __init__(
-        self, notebook: str, parameters: dict[str, Any], stored: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, notebook: str, parameters: dict[str, Any]) -> None:
         self.notebook = notebook
         self.parameters = parameters
-        self.is_default = parameters == stored
-        self.folder = output_folder(notebook, parameters, stored)
+        self.is_default = parameters == read_parameters(notebook)
+        self.folder = output_folder(notebook, parameters)
 
     def fit(
         self, name: str, train: pd.DataFrame, movies: pd.DataFrame | None = None, **settings: Any
@@ -178,90 +168,22 @@ class Run:
         content = {"parameters": self.parameters, "numbers": _rounded(numbers)}
         if _checking() and self.is_default:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            drift = list(_differences(kept, content, tolerance))
-            assert not drift, f"{path.name} does not hold what the notebook computes:\n" + (
-                "\n".join(drift)
-            )
+            drift = "\n".join(_differences(kept, content, tolerance))
+            assert not drift, f"{path.name} does not hold what the notebook computes:\n{drift}"
         elif not _checking():
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
             paths.write_atomically(path, text)
         print(f"results/{path.name}: {sum(1 for _ in _leaves(content['numbers']))} values")
 
 
-def fit_cached(
-    name: str,
-    train: pd.DataFrame,
-    validation: pd.DataFrame | None = None,
-    movies: pd.DataFrame | None = None,
-    **settings: Any,
-) -> Recommender:
-    """Fit a model, or load it where the same fit was done before.
-
-    The same means: same hyper-parameters, same ratings and titles, same source of the package,
-    same torch, threads and device; anything else trains anew.
-    """
-    model = make(name, **settings)
-    description = {
-        "name": name,
-        "config": model.config,
-        "train": fingerprint(train),
-        "validation": None if validation is None else fingerprint(validation),
-        "movies": None if movies is None else _frame_digest(movies),
-        "code": code_version(type(model)),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.is_available(),
+def _assignments(source: str) -> dict[str, Any]:
+    """Values by name; papermill's own reader leaves them as text."""
+    statements = ast.parse(source).body
+    return {
+        ast.unparse(statement.targets[0]): ast.literal_eval(statement.value)
+        for statement in statements
+        if isinstance(statement, ast.Assign)
     }
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    folder = paths.CACHE / "models" / f"{name}-{digest[:20]}"
-    if (folder / "model.json").is_file():
-        return load_model(folder)
-    model.fit(train, validation, movies)
-    model.save(folder)
-    return model
-
-
-@lru_cache
-def code_version(*parts: type[Recommender] | str) -> str:
-    """Digest of source files: a name stands for its module, a class for all that it is made of.
-
-    That is the modules of the class and of its bases, `data`, and what of this package they use.
-    """
-    modules: set[str] = set()
-    for part in parts:
-        if isinstance(part, str):
-            modules.add(f"dlcf.{part}")
-        else:
-            modules |= _closure({"dlcf.data", *(cls.__module__ for cls in part.__mro__)})
-    digest = hashlib.sha256()
-    for module in sorted(modules):
-        source = Path(str(importlib.import_module(module).__file__)).read_bytes()
-        digest.update(module.encode() + b"\0" + source)
-    return digest.hexdigest()
-
-
-def _closure(modules: set[str]) -> set[str]:
-    """The modules of this package among `modules`, and those whose names they hold, and so on."""
-    found: set[str] = set()
-    waiting = {name for name in modules if name.startswith("dlcf.")}
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        for value in vars(importlib.import_module(name)).values():
-            used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-            if isinstance(used, str) and used.startswith("dlcf.") and used not in found:
-                waiting.add(used)
-    return found
-
-
-def _frame_digest(frame: pd.DataFrame) -> str:
-    return hashlib.sha256(frame.to_json(orient="split").encode()).hexdigest()
-
-
-def _assignments(source: str) -> Iterator[tuple[str, Any]]:
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            yield statement.targets[0].id, ast.literal_eval(statement.value)
 
 
 def _checking() -> bool:

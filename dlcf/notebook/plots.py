@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -34,23 +35,15 @@ SPLIT_NAMES = {
 def use_style() -> None:
     """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 200,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.labelsize": 9,
-            "legend.fontsize": 8,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "pdf.fonttype": 42,
-        }
-    )
+    mpl.rc("figure", dpi=110)
+    mpl.rc("figure.constrained_layout", use=True)
+    mpl.rc("savefig", dpi=200, bbox="tight")
+    mpl.rc("font", size=9)
+    mpl.rc("axes", titlesize=9, labelsize=9)
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc("legend", fontsize=8)
+    mpl.rc(("xtick", "ytick"), labelsize=8)
+    mpl.rc("pdf", fonttype=42)
 
 
 def figure_bytes(figure: Figure, ending: str) -> bytes:
@@ -62,9 +55,17 @@ def figure_bytes(figure: Figure, ending: str) -> bytes:
     return buffer.getvalue()
 
 
+def _panels(
+    n: int, height: float, width: float = PAGE, **shared: bool
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels side by side; the sizes are inches."""
+    figure, axes = plt.subplots(1, n, figsize=(width, height), squeeze=False, **shared)
+    return figure, list(axes[0])
+
+
 def rating_distribution(ratings: pd.DataFrame) -> Figure:
     """Share of each rating level, and the distribution of users' mean ratings."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    figure, (left, right) = _panels(2, 2.5)
     share = ratings["rating"].value_counts(normalize=True).sort_index()
     left.bar(share.index, 100 * share, width=0.8 * np.diff(share.index).min(), color=BLUE)
     left.set(xlabel="rating (stars)", ylabel="ratings (%)", title="All ratings")
@@ -78,10 +79,9 @@ def rating_distribution(ratings: pd.DataFrame) -> Figure:
 
 def long_tail(ratings: pd.DataFrame) -> Figure:
     """Ratings by movie and by user, both ordered by activity, and the share that the top holds."""
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.5))
-    for axis, column, unit, color in zip(
-        axes, ("movieId", "userId"), ("movies", "users"), (BLUE, ORANGE), strict=True
-    ):
+    figure, axes = _panels(2, 2.5)
+    sides = ("movieId", "movies", BLUE), ("userId", "users", ORANGE)
+    for axis, (column, unit, color) in zip(axes, sides, strict=True):
         counts = ratings[column].value_counts().to_numpy()
         axis.loglog(np.arange(1, len(counts) + 1), counts, color=color)
         axis.set(xlabel=f"{unit}, most ratings first (rank)", ylabel="ratings")
@@ -93,7 +93,7 @@ def long_tail(ratings: pd.DataFrame) -> Figure:
 
 def activity_over_time(ratings: pd.DataFrame) -> Figure:
     """Ratings a year, and how long users stay: the span from first to last rating."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    figure, (left, right) = _panels(2, 2.5)
     year = pd.to_datetime(ratings["timestamp"], unit="s").dt.year.value_counts().sort_index()
     left.bar(year.index, year / 1000, color=BLUE)
     left.set(xlabel="year", ylabel="ratings (thousands)", title="Ratings a year")
@@ -118,7 +118,7 @@ def genres(table: pd.DataFrame) -> Figure:
         (standard error of the mean).
     """
     table = table.sort_values("share")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.4), sharey=True)
+    figure, (left, right) = _panels(2, 3.4, sharey=True)
     left.barh(table.index, 100 * table["share"], color=BLUE)
     left.set(xlabel="ratings with this genre (%)")
     right.errorbar(table["mean"], table.index, xerr=1.96 * table["error"], fmt="o", color=ORANGE)
@@ -128,14 +128,9 @@ def genres(table: pd.DataFrame) -> Figure:
 
 def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure:
     """Train and validation RMSE by epoch, one panel a model, the best epoch marked."""
-    figure, axes = plt.subplots(
-        1,
-        len(histories),
-        figsize=(PAGE if len(histories) > 1 else COLUMN + 1, 2.7),
-        squeeze=False,
-        sharey=True,
-    )
-    for axis, (name, history) in zip(axes[0], histories.items(), strict=True):
+    width = PAGE if len(histories) > 1 else COLUMN + 1
+    figure, axes = _panels(len(histories), 2.7, width, sharey=True)
+    for axis, (name, history) in zip(axes, histories.items(), strict=True):
         epochs = np.arange(1, len(history.train_loss) + 1)
         train, validation = np.sqrt(history.train_loss), np.sqrt(history.validation_loss)
         axis.plot(epochs, train, "o-", markersize=3, color=BLUE, label="train")
@@ -143,9 +138,9 @@ def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure
         best = history.best_epoch
         axis.plot(best, validation[best - 1], "*", markersize=11, color="black", label="best epoch")
         axis.set(xlabel="epoch", title=name)
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
-    axes[0, 0].set_ylabel("RMSE (stars)")
+    axes[0].set_ylabel("RMSE (stars)")
     if title:
         figure.suptitle(title)
     return figure
@@ -189,10 +184,8 @@ def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
     width, gap = 1.0, 0.28
     for index, (title, detail) in enumerate(layers):
         left = index * (width + gap)
-        box = mpl.patches.FancyBboxPatch(
-            (left, 0), width, 1, boxstyle="round,pad=0.02", facecolor="white", edgecolor=BLUE
-        )
-        axis.add_patch(box)
+        style = {"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": BLUE}
+        axis.add_patch(mpl.patches.FancyBboxPatch((left, 0), width, 1, **style))
         axis.text(left + width / 2, 0.72, title, ha="center", va="center", weight="bold", size=7)
         axis.text(left + width / 2, 0.33, detail, ha="center", va="center", size=6.5)
         if index:
@@ -217,19 +210,15 @@ def dot_table(
     reference
         By column, a value to mark with a line.
     """
-    figure, axes = plt.subplots(
-        1, table.shape[1], figsize=(PAGE, 0.6 + 0.26 * len(table)), sharey=True, squeeze=False
-    )
+    figure, axes = _panels(table.shape[1], 0.6 + 0.26 * len(table), sharey=True)
     rows = np.arange(len(table))[::-1]
-    for axis, column in zip(axes[0], table.columns, strict=True):
+    for axis, column in zip(axes, table.columns, strict=True):
         values = table[column].to_numpy(float)
         axis.plot(values, rows, "o", color=BLUE)
         for value, row in zip(values, rows, strict=True):
             if np.isfinite(value):
-                axis.annotate(
-                    f"{value:.3f}", (value, row), xytext=(0, 4), textcoords="offset points",
-                    ha="center", size=6.5,
-                )  # fmt: skip
+                place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+                axis.annotate(f"{value:.3f}", (value, row), size=6.5, **place)
         if reference and column in reference:
             axis.axvline(reference[column], color=RED, linestyle="--", linewidth=1)
         axis.set(xlabel=label, title=SPLIT_NAMES.get(str(column), str(column)))
@@ -250,15 +239,12 @@ def paper_comparison(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(PAGE, 2.8))
     rows = np.arange(len(table))[::-1]
     axis.plot(table["paper"], rows, "D", color="black", markersize=7, label="paper")
-    markers = "osv^P"
-    colors = (BLUE, ORANGE, GREEN, PURPLE, BROWN)
-    ours = [column for column in table.columns if column != "paper"]
-    for index, column in enumerate(ours):
-        shift = 0.16 * (index - (len(ours) - 1) / 2)
-        axis.plot(
-            table[column], rows - shift, markers[index], color=colors[index], markersize=4.5,
-            label=column,
-        )  # fmt: skip
+    ours = table.drop(columns="paper")
+    styles = list(zip("osv^P", (BLUE, ORANGE, GREEN, PURPLE, BROWN), strict=True))
+    for index, (name, values) in enumerate(ours.items()):
+        marker, color = styles[index]
+        shift = 0.16 * (index - (ours.shape[1] - 1) / 2)
+        axis.plot(values, rows - shift, marker, color=color, markersize=4.5, label=name)
     axis.set_yticks(rows, table.index)
     axis.set(xlabel="value (RMSE and MAE in stars, the others as shares)")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -281,16 +267,15 @@ def forest(
         Where a line stands that the numbers are to be compared with; None draws none.
     """
     rows = max(len(table) for table in tables.values())
-    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 0.7 + 0.2 * rows), squeeze=False)
-    for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
+    figure, axes = _panels(len(tables), 0.7 + 0.2 * rows)
+    for axis, (split, table) in zip(axes, tables.items(), strict=True):
         place = np.arange(len(table))[::-1]
         error = [table["mean"] - table["low"], table["high"] - table["mean"]]
         ours = table.index.str.startswith("deepcf")
         for group, color, marker in ((~ours, BLUE, "o"), (ours, ORANGE, "D")):
-            axis.errorbar(
-                table["mean"][group], place[group], xerr=[e[group] for e in error], fmt=marker,
-                color=color, markersize=4, capsize=2,
-            )  # fmt: skip
+            style = {"fmt": marker, "color": color, "markersize": 4, "capsize": 2}
+            sides = [side[group] for side in error]
+            axis.errorbar(table["mean"][group], place[group], xerr=sides, **style)
         if reference is not None:
             axis.axvline(reference, color="black", linewidth=0.8)
         axis.xaxis.set_major_locator(MaxNLocator(8 // len(tables)))
@@ -334,20 +319,19 @@ def curves(
     x_label, y_label, log_x
         Of all panels.
     """
-    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 3.0), squeeze=False)
+    figure, axes = _panels(len(tables), 3.0)
     markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
-    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
         for index, (model, line) in enumerate(table.groupby("model", sort=False)):
             style = {"color": palette[index % len(palette)], "marker": markers[index]}
             axis.plot(line["x"], line["mean"], label=model, markersize=3.5, linewidth=1, **style)
-            axis.fill_between(
-                line["x"], line["low"], line["high"], color=style["color"], alpha=0.15, linewidth=0
-            )
+            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+            axis.fill_between(line["x"], line["low"], line["high"], **band)
         axis.set(xlabel=x_label, title=SPLIT_NAMES.get(title, title))
         if log_x:
             axis.set_xscale("log")
-    axes[0, 0].set_ylabel(y_label)
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[0].set_ylabel(y_label)
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -360,8 +344,8 @@ def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) 
         Model -> frame with ``confidence``, ``outcome`` and ``cases``; the area of a point shows
         its share of the cases. Bins with fewer than 10 cases are not drawn.
     """
-    figure, axes = plt.subplots(1, len(tables), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
-    for axis, (model, table) in zip(axes[0], tables.items(), strict=True):
+    figure, axes = _panels(len(tables), 2.5, sharey=True)
+    for axis, (model, table) in zip(axes, tables.items(), strict=True):
         table = table[table["cases"] >= 10]
         both = pd.concat([table["confidence"], table["outcome"]])
         ends = [both.min(), both.max()]
@@ -370,22 +354,19 @@ def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) 
         share = table["cases"] / table["cases"].sum()
         axis.scatter(table["confidence"], table["outcome"], s=4 + 250 * share, color=BLUE)
         axis.set(xlabel=x_label, title=model)
-    axes[0, 0].set_ylabel(y_label)
+    axes[0].set_ylabel(y_label)
     return figure
 
 
 def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
     """Precision and recall of every protocol, by threshold, and where the paper stands."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.0))
-    panels = ((left, "recall@10", "precision@10"), (right, "RMSE", "NDCG@10"))
-    for axis, x, y in panels:
-        hue = "threshold" if axis is left else "split"
+    figure, axes = _panels(2, 3.0)
+    panels = ("recall@10", "precision@10", "threshold"), ("RMSE", "NDCG@10", "split")
+    for axis, (x, y, hue) in zip(axes, panels, strict=True):
         for index, (value, group) in enumerate(table.groupby(hue, sort=False)):
-            axis.scatter(
-                group[x], group[y], s=9, alpha=0.6, marker="os^v"[index],
-                color=(BLUE, ORANGE, GREEN, PURPLE)[index],
-                label=f"{hue} {SPLIT_NAMES.get(str(value), value)}",
-            )  # fmt: skip
+            style = {"marker": "os^v"[index], "color": (BLUE, ORANGE, GREEN, PURPLE)[index]}
+            label = f"{hue} {SPLIT_NAMES.get(str(value), value)}"
+            axis.scatter(group[x], group[y], s=9, alpha=0.6, label=label, **style)
         axis.plot(paper[x], paper[y], "*", color="black", markersize=13, label="paper")
         axis.set(xlabel=x, ylabel=y)
         axis.legend(fontsize=6.5)
@@ -400,9 +381,7 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     table
         Columns ``choice``, ``value`` and one for each of `metrics`, the change.
     """
-    figure, axes = plt.subplots(
-        1, len(metrics), figsize=(PAGE, 0.8 + 0.21 * len(table)), sharey=True
-    )
+    figure, axes = _panels(len(metrics), 0.8 + 0.21 * len(table), sharey=True)
     names = table["choice"] + ": " + table["value"]
     for axis, metric in zip(axes, metrics, strict=True):
         colors = [BLUE if change >= 0 else ORANGE for change in table[metric]]
@@ -437,7 +416,8 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
     left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
     left.axvline(1, color=GREY, linestyle="--")
-    left.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
+    above = {"loc": "lower center", "ncols": 2, "frameon": False}
+    left.legend(bbox_to_anchor=(0.4, 1.0), **above)
     colors = {"deepcf": BLUE, "mf": ORANGE}
     for panel, column, unit, label in (
         ("E", "fit_s", 1.0, "one epoch (s)"),
@@ -448,15 +428,11 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
             axes[panel].plot(rows["ratings"], rows[column] / unit, marker="o", color=color)
         axes[panel].set(xlabel="ratings", ylabel=label)
     for model, rows in vocabulary.groupby("model"):
-        for column, style, how in (("dense_ms", "--", "dense Adam"), ("ours_ms", "-", "here")):
-            axes["S"].plot(
-                rows["rows"], rows[column], style, marker="o",
-                color=colors[str(model)], label=f"{model}, {how}",
-            )  # fmt: skip
+        for column, line, how in (("dense_ms", "--", "dense Adam"), ("ours_ms", "-", "here")):
+            style = {"marker": "o", "color": colors[str(model)], "label": f"{model}, {how}"}
+            axes["S"].plot(rows["rows"], rows[column], line, **style)
     axes["S"].set(xlabel="users and movies", ylabel="one step (ms)")
-    axes["S"].legend(
-        loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, frameon=False, fontsize="small"
-    )
+    axes["S"].legend(fontsize="small", bbox_to_anchor=(0.45, 1.0), **above)
     for panel in "EMS":
         axes[panel].set(xscale="log", yscale="log")
         low, high = axes[panel].dataLim.intervaly
@@ -467,9 +443,7 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
 
 def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
     """A user's list: recommendation strength, and how the attention is divided."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(PAGE, 0.9 + 0.24 * len(explanations)), sharey=True
-    )
+    figure, (left, right) = _panels(2, 0.9 + 0.24 * len(explanations), sharey=True)
     rows = np.arange(len(explanations))[::-1]
     titles = [_shorten(e.title or f"movie {e.movie_id}") for e in explanations]
     left.barh(rows, [e.strength for e in explanations], color=BLUE)
@@ -477,10 +451,8 @@ def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
     left.set(xlabel="recommendation strength", xlim=(0, 1))
     user = np.array([e.user_weight for e in explanations])
     right.barh(rows, user, color=ORANGE, label="user preferences")
-    right.barh(
-        rows, 1 - user, left=user, color="white", edgecolor=GREEN, hatch="///",
-        label="movie characteristics",
-    )  # fmt: skip
+    style = {"color": "white", "edgecolor": GREEN, "hatch": "///"}
+    right.barh(rows, 1 - user, left=user, label="movie characteristics", **style)
     right.set(xlabel="attention weight", xlim=(0, 1))
     right.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, frameon=False)
     return figure
@@ -488,11 +460,10 @@ def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
 
 def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
     """How the weight on user preferences is spread over pairs, users' means and movies' means."""
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.3), sharex=True)
-    panels = {"test ratings": by_pair, "users (mean)": by_user, "movies (mean)": by_movie}
-    for axis, (unit, values), color in zip(
-        axes, panels.items(), (BLUE, ORANGE, GREEN), strict=True
-    ):
+    figure, axes = _panels(3, 2.3, sharex=True)
+    units, colors = ("test ratings", "users (mean)", "movies (mean)"), (BLUE, ORANGE, GREEN)
+    for axis, *panel in zip(axes, units, (by_pair, by_user, by_movie), colors, strict=True):
+        unit, values, color = panel
         axis.hist(values, bins=40, color=color)
         axis.axvline(0.5, color="black", linestyle="--")
         axis.set(xlabel="weight on user preferences", ylabel=unit)
@@ -507,14 +478,13 @@ def share_against_share(panels: Mapping[str, tuple[Any, Any]]) -> Figure:
     panels
         Title -> shares of the same pairs, in [0, 1]: Shapley's, then the attention's.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
-    for axis, (title, (shapley, attention)) in zip(axes[0], panels.items(), strict=True):
-        axis.hexbin(
-            shapley, attention, gridsize=35, extent=(0, 1, 0, 1), cmap="Blues", bins="log", mincnt=1
-        )
+    figure, axes = _panels(len(panels), 2.9, sharey=True)
+    style = {"gridsize": 35, "extent": (0, 1, 0, 1), "cmap": "Blues", "bins": "log", "mincnt": 1}
+    for axis, (title, (shapley, attention)) in zip(axes, panels.items(), strict=True):
+        axis.hexbin(shapley, attention, **style)
         axis.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
         axis.set(xlabel="Shapley share of the user", title=title, xlim=(0, 1), ylim=(0, 1))
-    axes[0, 0].set_ylabel("attention on the user")
+    axes[0].set_ylabel("attention on the user")
     return figure
 
 

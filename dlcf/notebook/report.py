@@ -1,4 +1,4 @@
-"""The README's tables, generated from `results/`: ``python -m dlcf.report`` rewrites them."""
+"""The README's tables from `results/`: ``python -m dlcf.notebook.report`` rewrites them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 HEADLINE = "04_evaluation"
+ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `bias` does
 
 
 def headline_table(results: Path | None = None) -> str:
@@ -35,46 +36,44 @@ def headline_table(results: Path | None = None) -> str:
     content = json.loads(results.read_text(encoding="utf-8"))
     splits, k = content["numbers"]["splits"], content["parameters"]["K"]
     ranked = [name for name in splits if name != "global-temporal"]
-    header = ["model", *(f"RMSE, {name}" for name in splits)]
-    header += [f"NDCG@{k} full, {name}" for name in ranked]
+    header = [f"RMSE, {name}" for name in splits] + [f"NDCG@{k} full, {name}" for name in ranked]
     rows = []
     for model in next(iter(splits.values()))["models"]:
         found = {name: splits[name]["models"][model] for name in splits}
         values = [found[name]["rmse"] for name in splits]
         values += [found[name]["full"][f"ndcg@{k}"] for name in ranked]
         rows.append([model, *(f"{value:.3f}" for value in values)])
-    return _markdown(header, rows)
+    return _markdown(["model", *header], rows)
 
 
 def comparison_table(path: Path | None = None) -> str:
     """The comparison over seeds: means and half widths of their 95% intervals, lowest RMSE first.
 
-    Models that only rank predict ratings as `bias` does; their RMSE is left out.
+    Models that only rank come last, and their RMSE is left out.
 
     Parameters
     ----------
     path
-        What `python -m dlcf.compare` wrote; the committed file by default.
+        What ``dlcf compare`` wrote; the committed file by default.
     """
     splits = load_comparison(path)["splits"]
     header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
     first = next(iter(splits.values()))["models"]
     rows = []
-    for model in sorted(first, key=lambda name: (_only_ranks(name), first[name]["rmse"][0])):
-        errors = [splits[name]["models"][model]["rmse"] for name in splits]
-        ranking = [splits[name]["models"][model]["full"]["ndcg"] for name in splits]
-        shown = ["–"] * len(errors) if _only_ranks(model) else [_interval(e) for e in errors]
-        rows.append([model, *shown, *(_interval(value) for value in ranking)])
+    for model in sorted(first, key=lambda name: (name in ONLY_RANK, first[name]["rmse"][0])):
+        found = [part["models"][model] for part in splits.values()]
+        errors = ["–" if model in ONLY_RANK else _interval(one["rmse"]) for one in found]
+        rows.append([model, *errors, *(_interval(one["full"]["ndcg"]) for one in found)])
     return _markdown(header, rows)
 
 
 def bench_table(path: Path | None = None) -> str:
-    """What `make bench` measured of all that has a target: times, ratio and target.
+    """What the bench measured of all that has a target: times, ratio and target.
 
     Parameters
     ----------
     path
-        What `python -m dlcf.bench` wrote; the committed file by default.
+        What ``python -m bench`` wrote; the committed file by default.
     """
     header = ["what", "plain way", "here", "times faster", "run before", "target"]
     rows = []
@@ -87,12 +86,6 @@ def bench_table(path: Path | None = None) -> str:
         now, before, target = (_duration(found[key]) for key in ("ours_s", "before", "target"))
         rows.append([str(name), "–", now, "–", before, target])
     return _markdown(header, rows)
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:,.1f} s"
-    return f"{1000 * seconds:.1f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
 
 
 def readme_with_tables(readme: str) -> str:
@@ -112,8 +105,10 @@ def update_readme() -> None:
     paths.write_atomically(path, readme_with_tables(path.read_text(encoding="utf-8")))
 
 
-def _only_ranks(model: str) -> bool:
-    return model in ("popular", "ials", "ease", "rp3beta")
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:,.1f} s"
+    return f"{1000 * seconds:.1f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
 
 
 def _interval(value: Sequence[float]) -> str:

@@ -1,12 +1,11 @@
-"""Execute notebooks headless: ``python -m dlcf.run [NOTEBOOK ...] [-p NAME VALUE ...]``."""
+"""Execute notebooks headless: ``dlcf run [NOTEBOOK ...] [-p NAME VALUE ...]``."""
 
 from __future__ import annotations
 
 import argparse
 import ast
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,16 @@ from dlcf.notebook.experiment import check_parameters, output_folder, read_param
 from dlcf.notebook.report import HEADLINE, headline_table
 from dlcf.runtime import paths
 
-__all__ = ["keep_outputs", "main", "run_notebook"]
+__all__ = ["choose_parameters", "keep_outputs", "main", "run_notebook"]
 
 
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
-    """Execute one notebook with papermill.
+    """Execute a notebook of `notebooks/`, named without its ending; returns the seconds it took.
 
-    Parameters
-    ----------
-    notebook
-        File name in `notebooks/`, without its ending.
-    parameters
-        Replace stored values; an unknown name or a wrong type is an error before anything runs.
-    output
-        Where the executed notebook goes.
-
-    Returns
-    -------
-    float
-        Seconds it took.
+    Raises
+    ------
+    ValueError
+        A parameter is unknown or has a wrong type; nothing was executed.
     """
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +35,7 @@ def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> flo
         paths.NOTEBOOKS / f"{notebook}.ipynb",
         output,
         parameters=parameters,
-        progress_bar=sys.stderr.isatty(),
+        progress_bar={"disable": None},  # as tqdm decides: shown on a terminal only
         cwd=paths.NOTEBOOKS,
         extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which warns about its transport
     )
@@ -58,61 +48,66 @@ def keep_outputs(executed: Path) -> None:
     Times, papermill's records and widget states go; sources, tags and outputs stay.
     """
     notebook = nbformat.read(executed, as_version=4)
-    language = {"name": "python"}
-    notebook.metadata = {
-        "kernelspec": notebook.metadata["kernelspec"],
-        "language_info": language,
-    }
+    kernel = notebook.metadata["kernelspec"]
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 output["metadata"] = {}
-    text = nbformat.writes(notebook) + "\n"
-    paths.write_atomically(paths.NOTEBOOKS / executed.name, text)
+    paths.write_atomically(paths.NOTEBOOKS / executed.name, nbformat.writes(notebook) + "\n")
+
+
+def choose_parameters(
+    notebooks: Sequence[str], given: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What each notebook takes of the parameters given and does not store anyway.
+
+    Where `DATASET` is not given, it is the stored one or what can be had from here instead.
+
+    Raises
+    ------
+    ValueError
+        There is no such notebook, no notebook takes a parameter, or a value has a wrong type.
+    """
+    known = {name: read_parameters(name) for name in notebooks}
+    taken = {name: value for stored in known.values() for name, value in stored.items()}
+    unknown = ", ".join(sorted(given.keys() - taken.keys()))
+    if unknown:
+        raise ValueError(f"no notebook takes {unknown}; they take {', '.join(sorted(taken))}")
+    if "DATASET" in taken.keys() - given.keys():
+        given = {**given, "DATASET": resolve_dataset(taken["DATASET"])}
+    chosen = {}
+    for notebook, stored in known.items():
+        own = {name: value for name, value in given.items() if name in stored}
+        check_parameters(notebook, own)
+        chosen[notebook] = {name: value for name, value in own.items() if value != stored[name]}
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m dlcf.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dlcf run", description=__doc__)
     parser.add_argument("notebooks", nargs="*", help="names or paths; all of them by default")
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", "--parameter", action="append", default=[], **pair)
     parser.add_argument("--output", type=Path, default=paths.RUNS, help="default: runs/")
-    parser.add_argument(
-        "--keep", action="store_true", help="put the executed notebooks in place of notebooks/"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     options = parser.parse_args(arguments)
     if options.keep and options.parameter:
         parser.error("--keep is for the stored parameters; leave out -p")
     names = [Path(n).stem for n in options.notebooks]
     names = names or sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-    given = {name: _value(text) for name, text in options.parameter}
     try:
-        known = {name: read_parameters(name) for name in names}
-        taken = set().union(*known.values())
-        unknown = sorted(set(given) - taken)
-        if unknown:
-            raise ValueError(
-                f"no notebook takes {', '.join(unknown)}; they take {', '.join(sorted(taken))}"
-            )
-        if "DATASET" in taken and "DATASET" not in given:
-            default = next(p["DATASET"] for p in known.values() if "DATASET" in p)
-            dataset = resolve_dataset(default)
-            if dataset != default:
-                given["DATASET"] = dataset
-        chosen = {name: {k: v for k, v in given.items() if k in known[name]} for name in names}
-        for name in names:
-            check_parameters(name, chosen[name])
+        chosen = choose_parameters(names, {n: _value(text) for n, text in options.parameter})
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} ...", end=" ", flush=True)
         executed = options.output / f"{name}.ipynb"
         seconds = run_notebook(name, chosen[name], executed)
-        if options.keep and not given:
+        if options.keep and not chosen[name]:
             keep_outputs(executed)
         print(f"{seconds:.0f} s", flush=True)
     print(f"\nExecuted notebooks: {options.output}")

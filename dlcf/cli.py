@@ -1,0 +1,38 @@
+"""The command line: ``dlcf COMMAND ...``; also ``python -m dlcf`` and ``torchrun -m dlcf``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from dlcf import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+# Command -> module whose `main(arguments)` does it, imported when it is chosen; and what it does.
+COMMANDS = {
+    "run": ("dlcf.notebook.run", "execute notebooks and write their figures and results"),
+    "train": ("dlcf.studies.train", "fit one model and save it; with torchrun, on many processes"),
+    "compare": ("dlcf.studies.compare", "compare models over splits and seeds, with intervals"),
+    "tune": ("dlcf.studies.tune", "run trials of hyper-parameters on validation data"),
+    "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hand the arguments behind the command to it; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="dlcf",
+        description="Deep collaborative filtering on MovieLens.",
+        epilog="dlcf COMMAND --help lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"dlcf {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    command = parser.parse_args(arguments[:1]).command
+    module, _ = COMMANDS[command]
+    return import_module(module).main(arguments[1:]) or 0
