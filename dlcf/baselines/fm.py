@@ -15,8 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.baselines.optional import import_optional
+from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.settings import setting
 
 __all__ = ["FactorizationMachine", "ImplicitFactorizationMachine", "SideFactorizationMachine"]
 
@@ -62,21 +63,21 @@ class FactorizationMachine(Recommender):
     """
 
     name: ClassVar[str] = "fm"
-    rank: int = 16
-    sweeps: int = 120
-    burn_in: int = 20
-    samples: int = 100
+    rank: int = setting(16, least=1)
+    sweeps: int = setting(120, least=1)
+    burn_in: int = setting(20, least=0)
+    samples: int = setting(100, least=1)
     grouped: bool | None = None
-    seed: int = 0
+    seed: int = setting(0, least=0)
     usually_grouped: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grouped is None:
             self.grouped = self.usually_grouped
-        if not 0 <= self.burn_in < self.sweeps or self.samples < 1:
+        if self.burn_in >= self.sweeps:
             raise ValueError(
-                f"sweeps is {self.sweeps}, burn_in is {self.burn_in}, samples is {self.samples}; "
-                "burn_in must be less than sweeps, and samples at least 1"
+                f"burn_in is {self.burn_in}, sweeps {self.sweeps}; burn_in must be less than sweeps"
             )
 
     def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
@@ -89,7 +90,8 @@ class FactorizationMachine(Recommender):
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        myfm = import_optional("myfm", self.name)
+        with optional("myfm", self.name):
+            import myfm
         parts = self._features(data, movies)
         tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
         sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds]
@@ -188,7 +190,7 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
 
     def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
         parts = super()._features(data, movies)
-        if movies is not None:
+        if movies is not None and "genres" in movies:
             parts["movie"][1].append(_multi_hot(movies, self.movie_ids))
         self._days: Index = np.empty(0, dtype=np.int64)
         if data.timestamps.any():
@@ -229,7 +231,7 @@ def _normalized(rated: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def _multi_hot(movies: pd.DataFrame, movie_ids: Index) -> sparse.csr_matrix:
     """Genres of the catalogue's movies, ``(n_movies, n_genres)``, columns in order of name."""
-    genres = movies.drop_duplicates("movieId").set_index("movieId")["genres"].reindex(movie_ids)
+    genres = movies.set_index("movieId")["genres"].reindex(movie_ids)
     listed = genres.reset_index(drop=True).explode().dropna()
     names, column = np.unique(listed.to_numpy(dtype=str), return_inverse=True)
     ones, shape = np.ones(len(listed)), (len(movie_ids), len(names))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender, top_k
+from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
 __all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest_of_product"]
@@ -33,16 +34,11 @@ class _Neighborhood(Recommender):
     """
 
     of_movies: ClassVar[bool]  # whether the rows are movies
-    neighbors: int = 40
-    shrinkage: float = 100.0
-    damping: float = 0.3
-    min_support: int = 2
-    ranking_neighbors: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("neighbors", "ranking_neighbors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+    neighbors: int = setting(40, least=1)
+    shrinkage: float = setting(100.0, least=0)
+    damping: float = setting(0.3, least=0)
+    min_support: int = setting(2, least=0)
+    ranking_neighbors: int = setting(100, least=1)
 
     def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
         """A users x movies matrix with the rows that are neighbours of each other."""
@@ -158,7 +154,7 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
 
     name: ClassVar[str] = "item-knn"
     of_movies: ClassVar[bool] = True
-    ranking_neighbors: int = 30
+    ranking_neighbors: int = setting(30, least=1)
 
     _revised_ratings = None  # of a revised model: its deviations, users x movies
 

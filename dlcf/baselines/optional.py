@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["import_optional"]
+__all__ = ["optional"]
 
 
-def import_optional(module: str, model: str) -> Any:
-    """The module; ImportError that names the model and what to install where it is missing."""
+@contextmanager
+def optional(library: str, model: str) -> Iterator[None]:
+    """Around the import of a library; ImportError that says what to install where it is missing."""
     try:
         with warnings.catch_warnings():
             # myfm imports pkg_resources, which warns of its own end.
             warnings.filterwarnings("ignore", message="pkg_resources", category=UserWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
-            return importlib.import_module(module)
+            yield
     except ImportError as error:
         raise ImportError(
-            f'{model} is fitted with {module.split(".")[0]}: pip install "dlcf[baselines]" '
+            f'{model} is fitted with {library}: pip install "dlcf[baselines]" '
             f"(importing it failed with: {error})"
         ) from error

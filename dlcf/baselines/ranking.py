@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from dlcf.baselines.knn import strongest_of_product
-from dlcf.baselines.optional import import_optional
+from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
 __all__ = ["EASE", "ImplicitALS", "RP3Beta", "ease_scores"]
@@ -57,22 +58,23 @@ class ImplicitALS(_Ranker):
     """
 
     name: ClassVar[str] = "ials"
-    factors: int = 64
-    regularization: float = 15.0
-    iterations: int = 15
-    alpha: float = 2.0
+    factors: int = setting(64, least=1)
+    regularization: float = setting(15.0, least=0)
+    iterations: int = setting(15, least=1)
+    alpha: float = setting(2.0, above=0)
     positive_threshold: float = 4.0
-    seed: int = 0
+    seed: int = setting(0, least=0)
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        als = import_optional("implicit.cpu.als", self.name)
-        threads = import_optional("threadpoolctl", self.name)
+        with optional("implicit", self.name):
+            import implicit.cpu.als as als
+            from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
         positive = data.take(data.ratings >= self.positive_threshold).matrix()
         # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
         # several come in any order, and so do their last bits.
-        with threads.threadpool_limits(1, "blas"):
+        with threadpool_limits(1, "blas"):
             model = als.AlternatingLeastSquares(
                 self.factors,
                 regularization=self.regularization,
@@ -121,7 +123,7 @@ class EASE(_Ranker, HistoryRecommender):
     """
 
     name: ClassVar[str] = "ease"
-    regularization: float = 300.0
+    regularization: float = setting(300.0, above=0)
     rating_weight: float = 1.0
 
     _fitted_on = None  # of a revised model: the matrix that B was fitted on
@@ -253,9 +255,9 @@ class RP3Beta(_Ranker):
     """
 
     name: ClassVar[str] = "rp3beta"
-    alpha: float = 0.6
+    alpha: float = setting(0.6, least=0)
     beta: float = 0.4
-    neighbors: int = 500
+    neighbors: int = setting(500, least=1)
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None

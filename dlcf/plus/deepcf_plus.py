@@ -34,6 +34,7 @@ from dlcf.explanation import Explanation, HistoryItem
 from dlcf.models.base import Arrays, Floats, Index, Interactions, top_k
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
+from dlcf.runtime.settings import setting
 from dlcf.training import (
     Batch,
     History,
@@ -195,40 +196,32 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     """
 
     name: ClassVar[str] = "deepcf-plus"
-    preset: str = "full"
-    embedding_size: int = 16
-    history_size: int = 32
-    tower_dropout: float = 0.1
-    folds: int = 5
-    cuts: Sequence[float] = (0.4, 0.6, 0.8)
-    epochs: int | None = None
-    batch_size: int = 1024
-    learning_rate: float = 0.005
-    weight_decay: float = 0.02
-    regularization: float = 300.0
+    preset: str = setting("full", choices=("full", "quick"))
+    embedding_size: int = setting(16, least=1)
+    history_size: int = setting(32, least=1)
+    tower_dropout: float = setting(0.1, least=0, below=1)
+    folds: int = setting(5, least=2)
+    cuts: Sequence[float] = setting((0.4, 0.6, 0.8), above=0, below=1)
+    epochs: int | None = setting(None, least=1)
+    batch_size: int = setting(1024, least=1)
+    learning_rate: float = setting(0.005, above=0)
+    weight_decay: float = setting(0.02, least=0)
+    regularization: float = setting(300.0, above=0)
     rating_weight: float = 0.65
     rerank: float = 0.2
-    candidates: int = 100
-    seed: int = 0
+    candidates: int = setting(100, least=1)
+    seed: int = setting(0, least=0)
     device: str = "auto"
     PRESETS: ClassVar[dict[str, int]] = {"full": 6, "quick": 2}  # epochs
+    network_class: ClassVar[type[EvidenceNetwork]] = EvidenceNetwork
     saved_as: ClassVar[dict[str, str]] = {"last": "network"}
     weights = "last"  # where a one-cycle ends is what it is for
     explanation_method = "attention"  # what the two weights of `explain` are
 
     def __post_init__(self) -> None:
-        if self.preset not in self.PRESETS:
-            raise ValueError(f"no preset {self.preset!r}; choose {' or '.join(self.PRESETS)}")
+        super().__post_init__()
         if self.epochs is None:
             self.epochs = self.PRESETS[self.preset]
-        for name, least in (("history_size", 1), ("folds", 2), ("candidates", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
-        if self.regularization <= 0:
-            raise ValueError(f"regularization is {self.regularization}; give a positive number")
-        self.cuts = tuple(self.cuts)
-        if not all(0 < cut < 1 for cut in self.cuts):
-            raise ValueError(f"cuts are {self.cuts}; give fractions between 0 and 1")
 
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength, the gate's two weights, and the attended ratings of one recommendation.
@@ -436,7 +429,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def build_network(self, data: Interactions) -> EvidenceNetwork:
         user, movie = self.context.feature_names()
-        return EvidenceNetwork(
+        return self.network_class(
             data.n_users,
             len(self.side.years),
             (len(user), len(movie)),

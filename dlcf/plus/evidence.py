@@ -394,7 +394,6 @@ class EvidenceRecommender(HistoryRecommender):
     def _take_side_information(self, movies: pd.DataFrame | None) -> None:
         if movies is None:
             movies = pd.DataFrame({"movieId": np.array([], dtype=np.int64)})
-        movies = movies.drop_duplicates("movieId")
         self._other_ids = np.setdiff1d(movies["movieId"].to_numpy(np.int64), self.movie_ids)
         n_columns = len(self.movie_ids) + len(self._other_ids) + 1
         column = self._columns(movies["movieId"].to_numpy())
