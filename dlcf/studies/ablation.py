@@ -26,6 +26,7 @@ from dlcf.metrics import rmse
 from dlcf.models.base import Interactions
 from dlcf.plus.deepcf_plus import HIDDEN, DeepCFPlus, EvidenceNetwork
 from dlcf.plus.evidence import episodes
+from dlcf.ratings import fingerprint
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import train_validation_test
@@ -164,12 +165,13 @@ def run_seed(dataset: str, cell: tuple[str, int]) -> dict[str, dict[str, float]]
     ``off`` and ``steps``: variant -> RMSE; ``ranking``: variant -> NDCG@10, full protocol.
     """
     how, seed = cell
-    code = code_version(DeepCFPlus, "studies.ablation", "evaluation", "metrics", "splits")[:20]
-    path = paths.CACHE / "ablation" / code / f"{dataset}-{how}-{seed}.json"
+    ratings, movies = load_ratings(dataset), load_movies(dataset)
+    code = code_version(DeepCFPlus, "studies.ablation", "evaluation", "metrics", "splits")
+    digests = "-".join(digest[:20] for digest in (code, fingerprint(ratings), fingerprint(movies)))
+    path = paths.CACHE / "ablation" / digests / f"{how}-{seed}.json"
     if path.is_file():
         return json.loads(path.read_text())
     torch.set_num_threads(1)
-    ratings, movies = load_ratings(dataset), load_movies(dataset)
     parts = train_validation_test(ratings, how, validation_size=VALIDATION_SIZE, seed=seed)
     train, validation, _ = parts
     untimed = train.drop(columns="timestamp")

@@ -79,14 +79,14 @@ def effects(table: pd.DataFrame, base: Mapping[str, Any]) -> pd.DataFrame:
     One row for each other value of each choice: ``choice``, ``value`` and the changes.
     """
     names = [name for name in table.columns if name not in PAPER]
-    start = _row(table, {name: base[name] for name in names})
+    by_choice = table.set_index(names)[list(PAPER)]
+    start = by_choice.loc[tuple(base[name] for name in names)]
     rows = []
     for name in names:
         for value in table[name].unique():
             if value != base[name]:
-                other = _row(table, {**{n: base[n] for n in names}, name: value})
-                change = {metric: other[metric] - start[metric] for metric in PAPER}
-                rows.append({"choice": name, "value": str(value), **change})
+                other = by_choice.loc[tuple({**base, name: value}[n] for n in names)]
+                rows.append({"choice": name, "value": str(value), **(other - start)})
     return pd.DataFrame(rows)
 
 
@@ -132,12 +132,8 @@ class _Lists:
         gains = self._gain(self.rating, self.filled, gain, threshold)
         ideal = self._gain(self.best_rating, self.best >= 0, gain, threshold)
         ndcg = _ratio(metrics.dcg(gains), metrics.dcg(ideal))
-        return {
-            "precision@10": precision,
-            "recall@10": recall,
-            "F@10": metrics.f1(precision, recall),
-            "NDCG@10": float(ndcg[chosen].mean()),
-        }
+        found = precision, recall, metrics.f1(precision, recall), float(ndcg[chosen].mean())
+        return dict(zip(list(PAPER)[2:], found, strict=True))
 
     @staticmethod
     def _gain(rating: Floats, filled: NDArray[np.bool_], gain: str, threshold: float) -> Floats:
@@ -150,8 +146,3 @@ class _Lists:
 
 def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
     return numerator / np.where(denominator > 0, denominator, 1)
-
-
-def _row(table: pd.DataFrame, choice: Mapping[str, Any]) -> pd.Series:
-    wanted = np.logical_and.reduce([table[name] == value for name, value in choice.items()])
-    return table[wanted].iloc[0]

@@ -31,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", type=_setting)
     parser.add_argument("--output", type=Path, required=True, help="folder of the fitted model")
-    parser.add_argument(
-        "--checkpoints", type=Path, help="folder; the run goes on from what it holds"
-    )
+    parser.add_argument("--checkpoints", type=Path, help="folder that the run goes on from")
     given = parser.parse_args(arguments)
     torch.set_num_threads(default_threads())
     model = make(given.model, seed=given.seed, **dict(given.set))
