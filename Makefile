@@ -17,14 +17,15 @@ setup: $(INSTALLED)  ## make the environment in .venv
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[explain,test,widgets]"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
+		--editable ".[explain,notebooks,test,widgets]"
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary implicit,myfm \
 		--editable ".[baselines]" \
 		|| echo "myfm or implicit has no wheel for this Python: their models and tests are left out."
 	@touch $@
 
 run: setup  ## execute all notebooks into runs/, regenerate figures/, results/ and the README's table
-	$(BIN)/python -m dlcf.run
+	$(BIN)/dlcf run
 
 test: setup lint  ## unit and contract tests, then the notebooks against their committed outputs
 	@if $(BIN)/python -c "$(HAS_PAPER_DATA)"; then \
@@ -33,7 +34,7 @@ test: setup lint  ## unit and contract tests, then the notebooks against their c
 			--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 1800; \
 	else \
 		echo "The committed outputs are of ml-latest-small: executing the notebooks, not comparing."; \
-		$(BIN)/python -m pytest tests && $(BIN)/python -m dlcf.run; \
+		$(BIN)/python -m pytest tests && $(BIN)/dlcf run; \
 	fi
 
 lint: setup
@@ -44,20 +45,20 @@ lint: setup
 figures: run  ## the same as run: every figure is written by a notebook
 
 notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
-	$(BIN)/python -m dlcf.run --keep
+	$(BIN)/dlcf run --keep
 
 bench: setup  ## time and memory beside plain ways and other libraries: results/bench.json
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary :all: \
 		--editable ".[bench,parquet]" || echo "Some library has no wheel for this Python: it is left out."
-	$(BIN)/python -m dlcf.bench $(SECTIONS)
+	$(BIN)/python -m bench $(SECTIONS)
 
 compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.json (about an hour)
-	$(BIN)/python -m dlcf.compare
-	$(BIN)/python -m dlcf.compare --dataset ml-100k --splits random \
+	$(BIN)/dlcf compare
+	$(BIN)/dlcf compare --dataset ml-100k --splits random \
 		--models deepcf-plus fm-side fm-implicit fm bias --output results/comparison-ml-100k.json
 
 ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
-	$(BIN)/python -m dlcf.ablation
+	$(BIN)/dlcf ablation
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \

@@ -1,4 +1,4 @@
-"""What a model says for a recommendation, as a sentence, as text and as HTML."""
+"""Explanations of a recommendation, as a sentence, as text and as HTML."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import isnan
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem", "table_of"]
+__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem", "strength_of", "table_of"]
 
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
@@ -18,19 +18,17 @@ LEFT = 'style="text-align:left"'
 
 @dataclass(frozen=True)
 class HistoryItem:
-    """A rating that the user gave in training, and what a prediction made of it.
+    """A rating that the user gave in training, and its part in a prediction.
 
     Attributes
     ----------
-    movie_id, title
-        The movie; its title where the model was fitted with one.
-    rating
-        In stars.
+    movie_id, title, rating
+        The movie, its title where known, and the rating in stars.
     weight
         Attention in [0, 1]; those of one explanation sum to at most 1. 0 where the model has none.
     effect
-        Stars by which the prediction is higher with this rating than without it: positive where
-        the rating counted for the movie. None where it was not measured.
+        Stars by which the prediction is higher with this rating than without it. None where it was
+        not measured.
     """
 
     movie_id: int
@@ -42,17 +40,7 @@ class HistoryItem:
 
 @dataclass(frozen=True)
 class GenreEffect:
-    """What the measured ratings of a genre did to a prediction.
-
-    Attributes
-    ----------
-    genre
-        Its name.
-    effect
-        In stars: the sum over the ratings of the genre, each shared equally by the film's genres.
-    ratings
-        How many they are.
-    """
+    """Summed effect in stars of a genre's ratings; a movie's genres share its effect equally."""
 
     genre: str
     effect: float
@@ -61,7 +49,7 @@ class GenreEffect:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """What the model would say, had the user rated one movie differently.
+    """The prediction, had the user rated one movie differently.
 
     Attributes
     ----------
@@ -71,8 +59,6 @@ class Counterfactual:
         In stars, as given and as supposed.
     old_prediction, new_prediction
         Predicted rating of the explained movie, in stars.
-    k
-        Length of the list of recommendations.
     listed, listed_then
         Whether the explained movie is among the `k` best now, and with the supposed rating.
     """
@@ -88,11 +74,9 @@ class Counterfactual:
     listed_then: bool
 
     def sentence(self) -> str:
-        """What would have been, in one sentence to the user."""
+        """One sentence, addressed to the user."""
         old, new = f"{self.old_prediction:.1f}", f"{self.new_prediction:.1f}"
-        predicted = (
-            f"predicted {new} and not {old}" if new != old else f"predicted {old} all the same"
-        )
+        predicted = f"{new} and not {old}" if new != old else f"{old} all the same"
         moved = {
             (True, True): f"it would have stayed in your top {self.k}",
             (True, False): f"it would have left your top {self.k}",
@@ -101,50 +85,42 @@ class Counterfactual:
         }[self.listed, self.listed_then]
         return (
             f"Had you rated {_named(self)} {self.new_rating:.1f} and not {self.old_rating:.1f}, "
-            f"this movie would have been {predicted}; {moved}."
+            f"this movie would have been predicted {predicted}; {moved}."
         )
-
-
-Counted = TypeVar("Counted", HistoryItem, GenreEffect)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a model recommends a movie to a user, in the terms of the paper, and what was measured.
+    """Why a model recommends a movie to a user.
 
-    A model's `explain` gives the first fields; :func:`dlcf.explain.reader.explain_for` measures the rest.
+    A model's `explain` gives its prediction and weights; :func:`dlcf.explain.reader.explain_for`
+    adds measured effects, `chance`, `genres` and `counterfactual`.
 
     Attributes
     ----------
-    user_id, movie_id
-        MovieLens' ids.
+    user_id, movie_id, title
+        MovieLens' ids; the movie's title where known.
     strength
         Recommendation strength in [0, 1]; the paper's is the sigmoid output of its network.
     user_weight, movie_weight
         Weight of user preferences and of movie characteristics; they sum to 1. NaN where the model
         has no such weights.
-    rating
-        Predicted rating, `strength` on the rating scale.
-    scale
-        Lowest and highest rating.
-    title
-        The movie's title where the model was fitted with one.
+    rating, scale
+        Predicted rating, `strength` on the rating scale; lowest and highest rating.
     known_user, known_movie
-        False where training holds no rating of the user or movie, so that nothing was learned.
+        False where training holds no rating of the user or movie.
     history
-        The ratings that the model attended to, the highest weight first, where it attends to any;
-        once their effects are measured, the largest effect first.
+        The ratings that the model attended to, the highest weight first; once their effects are
+        measured, the largest effect first.
     method
         How the two weights were obtained, such as "attention" or "shapley".
     faithfulness
-        How well such weights go with exact Shapley values over held-out ratings, a correlation in
-        [-1, 1]: 1 is perfect, 0 is chance. None where it was not measured.
+        Correlation in [-1, 1] of such weights with exact Shapley values over held-out ratings. None
+        where it was not measured.
     chance, threshold
         Calibrated chance in [0, 1] that the user's rating is `threshold` stars or more.
-    genres
-        The genres of the measured ratings, the largest effect first.
-    counterfactual
-        A rating that would have made a difference, had it been another.
+    genres, counterfactual
+        The genres of the measured ratings, the largest effect first; a change of one rating.
     """
 
     user_id: int
@@ -176,21 +152,16 @@ class Explanation:
         **more: Any,
     ) -> Explanation:
         """From a predicted rating and the user's weight, in [0, 1] or NaN; `more` are fields."""
-        low, high = scale
-        return cls(
-            user_id=int(user_id),
-            movie_id=int(movie_id),
-            strength=(rating - low) / (high - low),
-            user_weight=user_weight,
-            movie_weight=1.0 - user_weight,
-            rating=rating,
-            scale=scale,
-            **more,
-        )
+        # The same NaN twice: only then are two explanations without weights equal.
+        weights = user_weight, user_weight if isnan(user_weight) else 1.0 - user_weight
+        strength = strength_of(rating, scale)
+        return cls(int(user_id), int(movie_id), strength, *weights, rating, scale, **more)
 
     def sentence(self) -> str:
         """One plain sentence for a person."""
-        chance = f", {self._chance()}" if self.chance is not None else ""
+        chance = ""
+        if self.chance is not None:
+            chance = f", chance of {self.threshold:g} stars or more {self.chance:.0%}"
         verdict = (
             f"{_named(self)} is predicted {self.rating:.1f} of {self.scale[1]:g} for user "
             f"{self.user_id} (recommendation strength {self.strength:.0%}{chance})"
@@ -215,7 +186,7 @@ class Explanation:
         return f"{verdict}; {leader} carry {share:.0%} of the {what}, {other} the rest{reason}."
 
     def text(self) -> str:
-        """Some lines for a terminal: the sentence, the weights as a bar, what counted, what if."""
+        """Lines for a terminal: the sentence, a bar of the weights, effects, counterfactual."""
         lines = [self.sentence()]
         if not isnan(self.user_weight):
             full = round(BAR * self.user_weight)
@@ -225,10 +196,8 @@ class Explanation:
             for word, items in self._sides(self.history):
                 lines += [f"  counted {word}:{'' if items else ' none'}"]
                 lines += [f"    {i.effect:+.2f}  {i.rating:.1f} for {_named(i)}" for i in items]
-        if self.genres:
-            lines += ["", self._genres()]
-        if self.counterfactual:
-            lines += ["", self.counterfactual.sentence()]
+        for line in self._last_lines():
+            lines += ["", line]
         return "\n".join(lines)
 
     @property
@@ -240,42 +209,34 @@ class Explanation:
         return self.sentence()
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """For IPython's terminal, and for the plain text beside the HTML in a notebook."""
         printer.text(self.text())
 
     def _repr_html_(self) -> str:
-        """Self-contained, without script, colours of its own, or anything that varies by run."""
+        return self.html()
+
+    def html(self) -> str:
+        """Self-contained HTML without script or colours of its own, the same in every run."""
         name = escape(f"Explanation of {_named(self)} for user {self.user_id}")
         parts = [f"<p>{escape(self.sentence())}</p>"]
         if not isnan(self.user_weight):
-            parts.append(self._html_bar())
+            user, movie = self._percent()
+            label = f"Bar of the two weights: user {user}%, movie {movie}%"
+            # Borders and not backgrounds, which are lost in print and in high contrast.
+            parts.append(
+                f'<div role="img" aria-label="{label}" style="border:1px solid;max-width:24em">'
+                f'<div style="border-top:0.7em solid;width:{user}%"></div></div>\n'
+                f"<p>{escape(self._weights())}</p>"
+            )
         if self.measured:
-            rows = [
-                (
-                    f"Counted {word}",
-                    [(_named(i), f"{i.rating:.1f}", f"{i.effect:+.2f}") for i in items],
-                )
-                for word, items in self._sides(self.history)
-            ]
             heads = ("Rating left out", "Stars given", "Effect in stars")
+            rows = []
+            for word, items in self._sides(self.history):
+                cells = [(_named(i), f"{i.rating:.1f}", f"{i.effect:+.2f}") for i in items]
+                rows.append((f"Counted {word}", cells))
             parts.append(table_of(self._caption(), heads, rows))
-        if self.genres:
-            parts.append(f"<p>{escape(self._genres())}</p>")
-        if self.counterfactual:
-            parts.append(f"<p>{escape(self.counterfactual.sentence())}</p>")
+        parts += [f"<p>{escape(line)}</p>" for line in self._last_lines()]
         body = "\n".join(parts)
         return f'<section aria-label="{name}" style="max-width:46em">\n{body}\n</section>'
-
-    def _html_bar(self) -> str:
-        """The user's share filled, the movie's empty, and both in words."""
-        user, movie = self._percent()
-        label = f"Bar of the two weights: user {user}%, movie {movie}%"
-        # Borders and not backgrounds, which are lost in print and in high contrast.
-        return (
-            f'<div role="img" aria-label="{label}" style="border:1px solid;max-width:24em">'
-            f'<div style="border-top:0.7em solid;width:{user}%"></div></div>\n'
-            f"<p>{escape(self._weights())}</p>"
-        )
 
     def _percent(self) -> tuple[int, int]:
         user = round(100 * self.user_weight)
@@ -284,63 +245,68 @@ class Explanation:
     def _weights(self) -> str:
         user, movie = self._percent()
         text = f"{user}% the user's preferences (filled), {movie}% the movie's characteristics"
-        if self.method:
-            text += f" ({self.method}; faithfulness "
-            known = self.faithfulness is not None
-            text += f"{self.faithfulness:.2f} of 1 on held-out data)" if known else "not measured)"
-        return text
-
-    def _chance(self) -> str:
-        return f"chance of {self.threshold:g} stars or more {self.chance:.0%}"
+        if not self.method:
+            return text
+        if self.faithfulness is None:
+            return f"{text} ({self.method}; faithfulness not measured)"
+        return f"{text} ({self.method}; faithfulness {self.faithfulness:.2f} of 1 on held-out data)"
 
     def _caption(self) -> str:
         n = len(self.measured)
         what = "1 rating, left out" if n == 1 else f"{n} ratings, left out one at a time"
         return f"Stars by which the prediction is higher with a rating than without it ({what})"
 
-    def _sides(self, effects: Sequence[Counted]) -> list[tuple[str, list[Counted]]]:
+    def _sides(self, effects: Sequence[Any]) -> list[tuple[str, list[Any]]]:
         """What counted for and what against, the largest effect first, the negligible left out."""
-        known = [(item.effect or 0.0, item) for item in effects]
-        known.sort(key=lambda pair: -abs(pair[0]))
+        known = sorted(effects, key=lambda item: -abs(item.effect or 0.0))
         return [
-            (word, [item for effect, item in known if sign * effect >= NOTICEABLE][:SHOWN])
+            (word, [i for i in known if sign * (i.effect or 0.0) >= NOTICEABLE][:SHOWN])
             for word, sign in (("for", 1), ("against", -1))
         ]
 
-    def _genres(self) -> str:
-        sides = [
-            f"{word} {', '.join(f'{g.genre} {g.effect:+.2f}' for g in genres) or 'none'}"
-            for word, genres in self._sides(self.genres)
-        ]
-        return f"Genres of these ratings, in stars: {'; '.join(sides)}."
+    def _last_lines(self) -> list[str]:
+        """The genres and the counterfactual, where there are any."""
+        lines = []
+        if self.genres:
+            sides = [
+                f"{word} {', '.join(f'{g.genre} {g.effect:+.2f}' for g in genres) or 'none'}"
+                for word, genres in self._sides(self.genres)
+            ]
+            lines.append(f"Genres of these ratings, in stars: {'; '.join(sides)}.")
+        if self.counterfactual:
+            lines.append(self.counterfactual.sentence())
+        return lines
 
     def _reason(self) -> str:
-        """The two ratings of the history that count most, as the end of a sentence."""
+        """The two most important ratings of the history, as the end of a sentence."""
         history = self.history[:2]
         if self.measured:
             counted = [item for _, items in self._sides(self.history) for item in items]
             history = tuple(sorted(counted, key=lambda item: -abs(item.effect or 0.0))[:2])
             if not history:
                 return "; no rating that was left out makes a difference by itself"
-        shown = [f"{item.rating:.1f} for {_named(item)}{_stars(item)}" for item in history]
+        shown = [
+            f"{item.rating:.1f} for {_named(item)}"
+            + ("" if item.effect is None else f" ({item.effect:+.2f} stars)")
+            for item in history
+        ]
         count = "count" if len(shown) > 1 else "counts"
         return f"; of the user's ratings, {' and '.join(shown)} {count} most" if shown else ""
+
+
+def strength_of(rating: Any, scale: tuple[float, float]) -> Any:
+    """Recommendation strength in [0, 1] of predicted ratings, a number or an array of them."""
+    low, high = scale
+    return (rating - low) / (high - low)
 
 
 def table_of(
     caption: str, heads: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[str]]]]
 ) -> str:
-    """An HTML table whose rows come in named groups; everything is escaped.
+    """An HTML table whose rows come in named groups; all text is escaped.
 
-    Parameters
-    ----------
-    caption
-        What the table shows.
-    heads
-        One of each column.
-    groups
-        Name and rows of each group, a row as long as `heads`; a group without a name gets no
-        heading, one without rows says "none".
+    `heads` names the columns. `groups` holds the name and the rows of each group, a row as long as
+    `heads`; a group without a name gets no heading, one without rows says "none".
     """
     columns = "".join(f'<th scope="col" {LEFT}>{escape(head)}</th>' for head in heads)
     lines = [
@@ -362,7 +328,3 @@ def table_of(
 
 def _named(movie: Explanation | HistoryItem | Counterfactual) -> str:
     return f"“{movie.title}”" if movie.title else f"movie {movie.movie_id}"
-
-
-def _stars(item: HistoryItem) -> str:
-    return "" if item.effect is None else f" ({item.effect:+.2f} stars)"

@@ -21,16 +21,6 @@ NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 18
 
 
-def pinned(text: str) -> dict[str, str]:
-    """Package -> version of every `name==version` in a text."""
-    pairs = re.findall(r"^[\s\-\"]*([A-Za-z0-9_.\-]+)==([0-9][\w.]*)", text, re.MULTILINE)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
-
-
-def project_pins() -> dict[str, str]:
-    return pinned((paths.ROOT / "pyproject.toml").read_text())
-
-
 def read(name: str) -> NotebookNode:
     return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
@@ -42,28 +32,6 @@ def code(name: str) -> list[NotebookNode]:
 def figures_of(name: str) -> list[str]:
     source = "\n".join(cell.source for cell in code(name))
     return re.findall(r'save_figure\(.*?"(\w+)"\s*\)', source, re.DOTALL)
-
-
-def test_environment_and_project_pin_the_same() -> None:
-    """But for what only the bench and sweeps need, which is much and is installed by hand."""
-    text = (paths.ROOT / "pyproject.toml").read_text()
-    pins = pinned(re.sub(r"^(bench|sweep) = \[.*?^\]", "", text, flags=re.MULTILINE | re.DOTALL))
-    assert len(pins) >= 12
-    assert pinned((paths.ROOT / "environment.yml").read_text()) == pins
-
-
-def test_the_lock_holds_every_direct_pin() -> None:
-    lines = (paths.ROOT / "requirements.lock").read_text().splitlines()
-    locked = {name for line in lines for name in pinned(line).items()}
-    assert set(project_pins().items()) <= locked
-    assert len(locked) > 100
-
-
-def test_every_dependency_is_pinned() -> None:
-    text = (paths.ROOT / "pyproject.toml").read_text()
-    block = text[text.index("dependencies = [") : text.index("[tool.setuptools")]
-    names = re.findall(r'^    "([A-Za-z][^"]*)",', block, re.MULTILINE)
-    assert names and all("==" in name for name in names)
 
 
 def test_the_readme_holds_the_generated_table() -> None:

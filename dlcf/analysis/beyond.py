@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dlcf.evaluation import list_metrics, per_user_errors, rank
+from dlcf.explanation import strength_of
 from dlcf.models.base import Recommender
 
 __all__ = [
@@ -37,7 +38,7 @@ def measure(
     k: int = 10,
     threshold: float = 4.0,
 ) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """Everything that is measured of one fitted model.
+    """All measurements of one fitted model.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def measure(
 def list_quality(
     lists: NDArray[np.int64], train: pd.DataFrame, movies: pd.DataFrame
 ) -> dict[str, float]:
-    """What recommendation lists are like, relevant or not.
+    """Coverage, exposure, novelty and diversity of recommendation lists.
 
     Parameters
     ----------
@@ -111,14 +112,10 @@ def list_quality(
 
 
 def gini(exposure: ArrayLike) -> float:
-    """Gini coefficient of how often each movie is shown: 0 all alike, near 1 one has it all.
+    """Gini coefficient of how often each movie is shown: 0 all equal, near 1 one movie only.
 
-    ``sum_i (2 i - n - 1) x_i / (n sum_i x_i)`` with x in ascending order and i from 1.
-
-    Parameters
-    ----------
-    exposure
-        Non-negative ``(n,)``, one a movie of the catalogue, not all zero.
+    ``sum_i (2 i - n - 1) x_i / (n sum_i x_i)`` with x in ascending order and i from 1. `exposure`
+    is ``(n,)``, one count a movie of the catalogue, not all zero.
     """
     x = np.sort(np.asarray(exposure, dtype=np.float64))
     if x.ndim != 1 or x.size == 0 or x[0] < 0 or x[-1] <= 0:
@@ -133,9 +130,9 @@ def calibration(confidence: ArrayLike, outcome: ArrayLike, edges: Sequence[float
     Parameters
     ----------
     confidence
-        What the model says, ``(n,)``: a predicted rating, or a strength.
+        ``(n,)``: a predicted rating, or a strength.
     outcome
-        What came of it, ``(n,)``: the rating, or whether the movie was liked.
+        ``(n,)``: the rating, or whether the movie was liked.
     edges
         Ascending; a case belongs to the bin ``[edge, next)``, the last edge included; cases outside
         are an error.
@@ -176,10 +173,9 @@ def error_by(
 
     Parameters
     ----------
-    squared
-        Squared errors, ``(n,)``.
-    values
-        A whole-number property of each, such as the movie's training ratings, ``(n,)``.
+    squared, values
+        Squared errors and a whole-number property of each, such as the movie's training ratings,
+        ``(n,)``.
     edges
         Ascending lower ends of the bins; the last bin is open.
 
@@ -195,10 +191,8 @@ def error_by(
         if inside.any():
             last = f"-{high - 1:g}" if high - 1 > low else ""
             name = f"{low:g}+" if np.isinf(high) else f"{low:g}{last}"
-            found[name] = {
-                "rmse": float(np.sqrt(squared[inside].mean())),
-                "ratings": float(inside.sum()),
-            }
+            rmse = float(np.sqrt(squared[inside].mean()))
+            found[name] = {"rmse": rmse, "ratings": float(inside.sum())}
     return found
 
 
@@ -212,25 +206,21 @@ def _where_it_errs(
         for column in ("movieId", "userId")
     }
     low, high = model.scale
-    strength = (predicted - low) / (high - low)
-    liked = calibration(strength, actual >= threshold, STRENGTH_BINS)
+    liked = calibration(strength_of(predicted, model.scale), actual >= threshold, STRENGTH_BINS)
     stars = calibration(predicted, actual, np.arange(low, high + 0.5, 0.5).tolist())
+
+    def bins(table: pd.DataFrame) -> dict[str, Any]:
+        rows = table[["confidence", "outcome", "cases"]].astype(float).to_dict("records")
+        return {f"{low:g}": row for low, row in zip(table["low"], rows, strict=True)}
+
     return {
         "rmse by ratings of the movie": error_by(squared, count["movieId"], COUNT_BINS),
         "rmse by ratings of the user": error_by(squared, count["userId"], ACTIVITY_BINS),
         "calibration": {
-            "rating": {f"{row.low:g}": _bin(row) for row in stars.itertuples()},
-            "strength": {f"{row.low:g}": _bin(row) for row in liked.itertuples()},
+            "rating": bins(stars),
+            "strength": bins(liked),
             "expected calibration error of strength": expected_calibration_error(liked),
         },
-    }
-
-
-def _bin(row: Any) -> dict[str, float]:
-    return {
-        "confidence": float(row.confidence),
-        "outcome": float(row.outcome),
-        "cases": float(row.cases),
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ class Comparison:
     low, high
         Confidence interval, by resampling users.
     p_value
-        Two-sided, of the hypothesis that the labels of the two models can be swapped for any user.
+        Two-sided, of the hypothesis that the two models can be swapped for any user.
     users
         Users compared.
     """
@@ -86,13 +87,8 @@ class Comparison:
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Mean over seeds with Student's t interval, ``mean ± t_{n-1} s / sqrt(n)``.
 
-    It says how far the mean would move with other seeds of split and model on *these* ratings; the
-    seeds' test sets overlap, so it is not an interval for other users.
-
-    Parameters
-    ----------
-    values
-        One number a seed, ``(n,)``, n >= 2.
+    It covers other seeds of split and model on the same ratings, not other users: the seeds' test
+    sets overlap. `values` holds one number a seed, ``(n,)``, n >= 2.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
@@ -103,10 +99,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def interval_over_seeds(values: Sequence[float]) -> list[float | None]:
-    """``[mean, low, high]`` of :func:`mean_interval`, to 5 decimals, as results files hold it.
-
-    The bounds of a single value are None.
-    """
+    """``[mean, low, high]`` of :func:`mean_interval` to 5 decimals; of one value no bounds."""
     if len(values) < 2:
         return [round(float(values[0]), 5), None, None]
     interval = mean_interval(values)
@@ -141,7 +134,7 @@ def compare_models(
     Returns
     -------
     Comparison
-        See there; with several pairs of models, correct the p-values with :func:`holm`.
+        With several pairs of models, correct the p-values with :func:`holm`.
     """
     if metric in ("rmse", "mae"):
         tables = [per_user_errors(model, test) for model in (first, second)]
@@ -158,12 +151,12 @@ def compare_tables(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """The comparison behind :func:`compare_models`, for tables of one or several seeds.
+    """Compare two models by tables of one or several seeds.
 
-    A user's values are first added over the seeds, so that the user, not the user in one split,
-    is what is resampled: two splits of one user's ratings are not independent. The interval is the
-    percentile bootstrap over users (Efron and Tibshirani, 1993, chapter 13); the test swaps the
-    two models' values at random within users (a paired permutation test).
+    A user's values are added over the seeds first, because two splits of one user's ratings are
+    not independent. The interval is the percentile bootstrap over users (Efron and Tibshirani,
+    1993, chapter 13); the test swaps the two models' values at random within users (a paired
+    permutation test).
 
     Parameters
     ----------
@@ -189,8 +182,7 @@ def compare_tables(
 
     observed = float(differences(table.sum(axis=0, keepdims=True))[0])
     draws = generator.multinomial(len(table), np.full(len(table), 1 / len(table)), resamples)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(differences(draws @ table), [tail, 1 - tail])
+    low, high = _percentiles(differences(draws @ table), confidence)
 
     # Swapping the models of a user turns the sign of half the gap between them.
     signs = generator.choice([-0.5, 0.5], size=(resamples, len(table)))
@@ -218,11 +210,9 @@ def clustered_correlations(
     Parameters
     ----------
     table
-        The columns to correlate, and `cluster`.
+        The columns to correlate, and `cluster`, which names the cluster of each row.
     column
         Which is correlated with all others.
-    cluster
-        Column that names the cluster of each row.
 
     Returns
     -------
@@ -231,19 +221,13 @@ def clustered_correlations(
     """
     values = table.drop(columns=cluster)
     others = [name for name in values.columns if name != column]
-    rows_of = list(values.groupby(table[cluster].to_numpy()).indices.values())
-    generator = np.random.default_rng(seed)
 
     def correlate(rows: NDArray[np.int64]) -> NDArray[np.float64]:
         ranks = values.iloc[rows].rank()
         return ranks[others].corrwith(ranks[column]).to_numpy()
 
-    draws = []
-    for _ in range(resamples):
-        chosen = generator.integers(len(rows_of), size=len(rows_of))
-        draws.append(correlate(np.concatenate([rows_of[index] for index in chosen])))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    draws = [correlate(rows) for rows in _cluster_resamples(table[cluster], resamples, seed)]
+    low, high = _percentiles(draws, confidence)
     observed = correlate(np.arange(len(values)))
     return pd.DataFrame({"correlation": observed, "low": low, "high": high}, index=others)
 
@@ -255,7 +239,7 @@ def clustered_interval(
     resamples: int = 200,
     seed: int = 0,
 ) -> Interval:
-    """Any statistic of rows with an interval from resampling whole clusters (percentile bootstrap).
+    """A statistic of all rows, as `mean`, with a percentile bootstrap interval over clusters.
 
     Parameters
     ----------
@@ -263,38 +247,17 @@ def clustered_interval(
         Which cluster each row is in, such as its user, ``(n,)``.
     statistic
         Of row numbers, in which a row may be repeated.
-
-    Returns
-    -------
-    Interval
-        `mean` is the statistic of all rows.
     """
-    clusters = np.asarray(clusters)
-    rows_of = [np.flatnonzero(clusters == cluster) for cluster in np.unique(clusters)]
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        chosen = generator.integers(len(rows_of), size=len(rows_of))
-        draws.append(statistic(np.concatenate([rows_of[index] for index in chosen])))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(float(statistic(np.arange(len(clusters)))), float(low), float(high))
+    draws = [statistic(rows) for rows in _cluster_resamples(clusters, resamples, seed)]
+    low, high = _percentiles(draws, confidence)
+    observed = statistic(np.arange(len(np.asarray(clusters))))
+    return Interval(float(observed), float(low), float(high))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """P-values corrected for their number by Holm's step-down method (Holm, 1979).
+    """P-values ``(n,)`` corrected by Holm's step-down method (Holm, 1979), in the same order.
 
     Rejecting those below 0.05 errs in any of the comparisons with probability 0.05 at most.
-
-    Parameters
-    ----------
-    p_values
-        ``(n,)`` in [0, 1].
-
-    Returns
-    -------
-    ndarray
-        ``(n,)`` in [0, 1], in the same order.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p_values)
@@ -302,6 +265,24 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     corrected = np.empty_like(p_values)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return corrected
+
+
+def _cluster_resamples(
+    clusters: ArrayLike, resamples: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Rows of as many clusters as there are, drawn with replacement, `resamples` times."""
+    labels = pd.Series(np.asarray(clusters))
+    rows_of = list(labels.groupby(labels).indices.values())
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        chosen = generator.integers(len(rows_of), size=len(rows_of))
+        yield np.concatenate([rows_of[index] for index in chosen])
+
+
+def _percentiles(draws: Any, confidence: float) -> NDArray[np.float64]:
+    """The two bounds of the central `confidence` of resampled values ``(resamples, ...)``."""
+    tail = (1 - confidence) / 2
+    return np.quantile(draws, [tail, 1 - tail], axis=0)
 
 
 def _sums(tables: Sequence[pd.DataFrame], metric: str) -> tuple[pd.Series, pd.Series]:

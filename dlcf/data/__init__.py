@@ -1,21 +1,22 @@
-"""MovieLens' ratings, movies and tags: where archives are found, verified and read.
+"""MovieLens' ratings, movies and tags.
 
-Begin with :func:`load_ratings`; `archives` finds and fetches, `reading` makes frames.
+`archives` finds, fetches and verifies the data; `reading` makes frames of it. Begin with
+:func:`load_ratings`.
 """
 
 from dlcf.data.archives import (
     DATASETS,
     DataUnavailableError,
+    fetch_ml100k_from_package_index,
     is_available,
-    load_movies,
-    load_ratings,
-    load_tags,
     resolve_dataset,
 )
+from dlcf.data.reading import load_movies, load_ratings, load_tags
 
 __all__ = [
     "DATASETS",
     "DataUnavailableError",
+    "fetch_ml100k_from_package_index",
     "is_available",
     "load_movies",
     "load_ratings",

@@ -1,9 +1,8 @@
-"""For a person: explanations with their measured parts, and a page of one user's recommendations.
+"""For a person: explanations with measured effects, and a page of one user's recommendations.
 
-A model's `explain` says what the model says of itself. Here it is enriched by what interventions
-show: the user's history is changed, the fitted model serves the changed one
-(:meth:`~dlcf.models.base.Recommender.revised`; nothing is trained again), and what changes in the
-prediction and in the list of recommendations is told.
+A model's `explain` is enriched by interventions: the fitted model serves a changed history of the
+user (:meth:`~dlcf.models.base.Recommender.revised`; nothing is trained again), and the changes of
+the prediction and of the list of recommendations are reported.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from dlcf.explain.history import leave_one_out, pairs_of, predicted_ratings
 from dlcf.explanation import (
     NOTICEABLE,
     Counterfactual,
@@ -30,15 +29,7 @@ from dlcf.explanation import (
 )
 from dlcf.models.base import Recommender
 
-__all__ = [
-    "Page",
-    "explain_for",
-    "find_counterfactual",
-    "genre_effects",
-    "page_of",
-    "rating_effects",
-    "reader",
-]
+__all__ = ["Page", "explain_for", "find_counterfactual", "genre_effects", "page_of", "reader"]
 
 STEP = 2.0  # stars by which a counterfactual moves a rating
 TRIED = 3  # ratings that a counterfactual is looked for among
@@ -59,21 +50,18 @@ def explain_for(
     threshold: float = 4.0,
     k: int = 10,
 ) -> Explanation:
-    """What the model says of a recommendation, and what was measured of it.
+    """The model's explanation of a recommendation, with measured effects.
 
     Parameters
     ----------
     model
         Fitted. One that cannot explain itself is explained by its ratings alone; one that cannot
         serve a changed history gets no effects.
-    user_id, movie_id
-        MovieLens' ids; unknown ones are explained as the model does.
     movies
         Genres, and titles where the model has none.
-    calibration
-        From strength in [0, 1] to the chance that the rating is `threshold` stars or more.
-    threshold
-        In stars; a calibration that has a `threshold` of its own keeps that.
+    calibration, threshold
+        From strength in [0, 1] to the chance in [0, 1], else ValueError, that the rating is
+        `threshold` stars or more; a `threshold` of the calibration's own takes precedence.
     k
         Length of the list of recommendations that the counterfactual looks at.
 
@@ -81,45 +69,18 @@ def explain_for(
     -------
     Explanation
         Effects are of the ratings that the model attended to; where it attends to none, of the 64
-        whose movies share most raters with this one. They are effects on the predicted rating,
-        inside the scale. A model may rank by more than that (`ease` predicts by biases, so that is
-        what its effects are of): what becomes of the list, the counterfactual says.
-
-    Raises
-    ------
-    ValueError
-        The calibration gives no chance in [0, 1].
+        whose movies share most raters with this one. They are in stars of the predicted rating,
+        also for a model that ranks by something else, as `ease` does.
     """
-    return _explain_all(model, user_id, [movie_id], movies, calibration, threshold, k)[0]
-
-
-def rating_effects(
-    model: Recommender, user_id: int, movie_ids: Sequence[int], left_out: Sequence[int]
-) -> NDArray[np.float64]:
-    """How much higher predictions are with a rating of the user than without it.
-
-    Parameters
-    ----------
-    movie_ids
-        Whose predictions, n.
-    left_out
-        Movies that the user rated, m; each rating is left out alone.
-
-    Returns
-    -------
-    ndarray
-        float64 ``(m, n)``, in stars.
-    """
-    pairs = pd.DataFrame({"userId": user_id, "movieId": np.asarray(movie_ids, dtype=np.int64)})
-    whole = model.predict(pairs)
-    less = [model.revised(user_id, {movie: None}).predict(pairs) for movie in left_out]
-    return whole - np.reshape(less, (len(left_out), len(whole)))
+    titles = _titles_of(movies)
+    stated = _stated(model, user_id, movie_id, titles, calibration, threshold)
+    return _measured(model, user_id, [stated], movies, k)[0]
 
 
 def genre_effects(history: Iterable[HistoryItem], movies: pd.DataFrame) -> tuple[GenreEffect, ...]:
-    """The measured effects by genre, the largest first; a film's genres share its effect equally.
+    """The measured effects by genre, the largest first; a movie's genres share its effect equally.
 
-    Ratings of films without a genre belong to none.
+    Ratings of movies without a genre belong to none.
     """
     genres_of = movies.drop_duplicates("movieId").set_index("movieId")["genres"]
     total: dict[str, list[float]] = {}
@@ -134,37 +95,48 @@ def genre_effects(history: Iterable[HistoryItem], movies: pd.DataFrame) -> tuple
 
 
 def find_counterfactual(
-    model: Recommender, explanation: Explanation, k: int = 10
+    model: Recommender, explanation: Explanation, k: int = 10, lists: Lists | None = None
 ) -> Counterfactual | None:
-    """The change of one rating by two stars, on the scale, that would have made most difference.
+    """The change of one rating by two stars, on the scale, with the largest consequence.
 
-    Of the three ratings with the largest effects, one that counted for the movie is supposed lower,
-    one that counted against it higher; of these, the one that moves the prediction most is told,
-    with what it does to the user's `k` recommendations.
-
-    Returns
-    -------
-    Counterfactual or None
-        None where no rating has an effect, or none can be moved.
+    Of the three ratings with the largest effects, those that raised the prediction are lowered and
+    the others raised; the change that moves the prediction most is returned, with its consequence
+    for the user's `k` recommendations, which `lists` gives where they are known already. None where
+    no rating has an effect, or none can be moved.
     """
-    lists = _lists_of(model, explanation.user_id, k)
-    return _find_counterfactual(model, explanation, k, lists)
+    low, high = explanation.scale
+    user_id, movie_id = explanation.user_id, explanation.movie_id
+    moved: list[tuple[float, HistoryItem, float]] = []
+    for item in sorted(explanation.measured, key=_size, reverse=True)[:TRIED]:
+        effect = item.effect or 0.0
+        rating = float(np.clip(item.rating - math.copysign(STEP, effect), low, high))
+        if abs(effect) < NOTICEABLE or rating == item.rating:
+            continue
+        revised = model.revised(user_id, {item.movie_id: rating})
+        moved.append((float(predicted_ratings(revised, user_id, [movie_id])[0]), item, rating))
+    if not moved:
+        return None
+    predicted, item, rating = max(moved, key=lambda change: abs(change[0] - explanation.rating))
+    lists = _lists_of(model, user_id, k) if lists is None else lists
+    return Counterfactual(
+        movie_id=item.movie_id,
+        title=item.title,
+        old_rating=item.rating,
+        new_rating=rating,
+        old_prediction=explanation.rating,
+        new_prediction=predicted,
+        k=k,
+        listed=movie_id in lists(None, None),
+        listed_then=movie_id in lists(item.movie_id, rating),
+    )
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a reader sees of one user.
+    """One user's history and recommendations, as text and as HTML.
 
-    Attributes
-    ----------
-    user_id
-        MovieLens' id.
-    n_ratings
-        How many ratings the user gave.
-    history
-        Some of them, the highest first.
-    explanations
-        Of the user's recommendations, best first.
+    Of the user's `n_ratings` ratings the `history` holds some, the highest first; `explanations`
+    are of the recommendations, best first.
     """
 
     user_id: int
@@ -189,7 +161,10 @@ class Page:
         printer.text(self.text())
 
     def _repr_html_(self) -> str:
-        """The page as HTML without script; the first explanation is open, the others fold out."""
+        return self.html()
+
+    def html(self) -> str:
+        """HTML without script; the first explanation is open, the others fold out."""
         rows = [(_title(item), f"{item.rating:.1f}") for item in self.history]
         parts = [table_of(self._caption(), ("Movie", "Stars given"), [("", rows)])]
         parts.append(f"<p>Recommended to user {self.user_id}, best first:</p>\n<ol>")
@@ -197,15 +172,14 @@ class Page:
             head = f"{_title(explanation)}: {explanation.rating:.1f} of {explanation.scale[1]:g}"
             parts.append(
                 f"<li><details{'' if rank else ' open'}><summary>{escape(head)}</summary>\n"
-                f"{explanation._repr_html_()}\n</details></li>"
+                f"{explanation.html()}\n</details></li>"
             )
         body = "\n".join([*parts, "</ol>"])
         return f'<article aria-label="Recommendations for user {self.user_id}">\n{body}\n</article>'
 
     def _caption(self) -> str:
-        return (
-            f"The best {len(self.history)} of the {self.n_ratings} ratings of user {self.user_id}"
-        )
+        n = len(self.history)
+        return f"The best {n} of the {self.n_ratings} ratings of user {self.user_id}"
 
 
 def page_of(
@@ -221,14 +195,9 @@ def page_of(
 ) -> Page:
     """One user's history, recommendations, and the explanation of each.
 
-    Parameters
-    ----------
-    ratings
-        What the model was fitted on.
-    measured
-        Explain as :func:`explain_for`, some seconds each; else as the model itself, at once.
-    model, user_id, movies, calibration, threshold, k
-        As in :func:`explain_for`.
+    `ratings` are what the model was fitted on. Recommendations are explained as by
+    :func:`explain_for`, whose parameters the others are; where `measured` is False, which takes no
+    time, as by the model itself.
     """
     own = ratings[ratings["userId"] == user_id]
     latest = own["timestamp"] if "timestamp" in own else own["movieId"]
@@ -239,11 +208,10 @@ def page_of(
         for movie, rating in own[["movieId", "rating"]].iloc[order].itertuples(index=False)
     )
     listed = model.recommend(user_id, k)["movieId"].tolist()
+    found = [_stated(model, user_id, m, title, calibration, threshold) for m in listed]
     if measured:
-        explanations = _explain_all(model, user_id, listed, movies, calibration, threshold, k)
-    else:
-        explanations = [_said(model, user_id, m, title, calibration, threshold) for m in listed]
-    return Page(int(user_id), len(own), history, tuple(explanations))
+        found = _measured(model, user_id, found, movies, k)
+    return Page(int(user_id), len(own), history, tuple(found))
 
 
 def reader(
@@ -259,39 +227,19 @@ def reader(
 
     Parameters
     ----------
-    ratings
-        What the model was fitted on; the users to choose from are its users.
+    model, ratings, movies, **settings
+        As in :func:`page_of`; the users to choose from are those of `ratings`.
     user_id
         Whose page is shown first; by default that of the lowest id.
     interactive
-        Choose a user and one of the user's recommendations from drop-downs; an explanation is
-        measured once it is asked for. It needs `ipywidgets` (``pip install "dlcf[widgets]"``) and
-        somebody at the notebook. Where either is missing, as in a headless run, and by default, the
-        page of one user is shown, which a notebook can keep as its output.
-    model, movies, **settings
-        As in :func:`page_of`: `calibration`, `threshold`, `k`.
-
-    Returns
-    -------
-    Page or ipywidgets.VBox
-        Either shows itself.
+        Choose a user and a recommendation from drop-downs; an explanation is measured when it is
+        asked for. It needs `ipywidgets` (``pip install "dlcf[widgets]"``) and a person at the
+        notebook; where either is missing, as in a headless run, the page of one user is shown.
     """
     first = int(ratings["userId"].min()) if user_id is None else int(user_id)
     widgets = _live_widgets() if interactive else None
     if widgets is None:
         return page_of(model, first, ratings, movies, **settings)
-    return _cell(widgets, model, first, ratings, movies, settings)
-
-
-def _cell(
-    widgets: Any,
-    model: Recommender,
-    first: int,
-    ratings: pd.DataFrame,
-    movies: pd.DataFrame,
-    settings: dict[str, Any],
-) -> Any:
-    """Drop-downs of users and of their recommendations, the page and the chosen explanation."""
     users = sorted({first, *ratings["userId"].astype(int)})
     user = widgets.Dropdown(options=users, value=first, description="User")
     movie = widgets.Dropdown(description="Explain")
@@ -303,12 +251,12 @@ def _cell(
             return
         detail.value = "<p>Leaving out ratings, one at a time …</p>"
         found = explain_for(model, user.value, movie.value, movies=movies, **settings)
-        detail.value = found._repr_html_()
+        detail.value = found.html()
 
     def turn(_: Any = None) -> None:
         shown = page_of(model, user.value, ratings, movies, measured=False, **settings)
-        page.value = shown._repr_html_()
-        movie.unobserve(explain, names="value")  # new options are no choice of the reader's
+        page.value = shown.html()
+        movie.unobserve(explain, names="value")  # new options are not the reader's choice
         movie.options = [(_title(e), e.movie_id) for e in shown.explanations]
         movie.observe(explain, names="value")
         explain()
@@ -320,11 +268,7 @@ def _cell(
 
 
 def _live_widgets() -> ModuleType | None:
-    """`ipywidgets`, where it is installed and a person can use it.
-
-    A headless run (papermill, nbconvert, nbval) tells the kernel that nobody can be asked for
-    input; a notebook that is open in front of somebody does not.
-    """
+    """`ipywidgets`, where it is installed and a person can use it."""
     try:
         import ipywidgets
         from IPython.core.getipython import get_ipython
@@ -333,35 +277,12 @@ def _live_widgets() -> ModuleType | None:
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return None
+    # A headless run (papermill, nbconvert, nbval) says that nobody can be asked for input.
     request = kernel.get_parent("shell").get("content", {})
     return ipywidgets if request.get("allow_stdin", False) else None
 
 
-def _explain_all(
-    model: Recommender,
-    user_id: int,
-    movie_ids: Sequence[int],
-    movies: pd.DataFrame | None,
-    calibration: Calibration | None,
-    threshold: float,
-    k: int,
-) -> list[Explanation]:
-    """:func:`explain_for` of some movies; what they have in common is computed once."""
-    titles = _titles_of(movies)
-    found = [_said(model, user_id, m, titles, calibration, threshold) for m in movie_ids]
-    found = _with_effects(model, user_id, found, titles)
-    lists = _lists_of(model, user_id, k)
-    enriched = []
-    for explanation in found:
-        if movies is not None and "genres" in movies:
-            genres = genre_effects(explanation.history, movies)
-            explanation = replace(explanation, genres=genres)
-        counterfactual = _find_counterfactual(model, explanation, k, lists)
-        enriched.append(replace(explanation, counterfactual=counterfactual))
-    return enriched
-
-
-def _said(
+def _stated(
     model: Recommender,
     user_id: int,
     movie_id: int,
@@ -369,64 +290,68 @@ def _said(
     calibration: Calibration | None,
     threshold: float,
 ) -> Explanation:
-    """What the model says of itself, or its prediction where it says nothing, and the chance."""
+    """The model's own explanation, or its prediction where it has none, and the chance."""
     try:
         explanation = model.explain(user_id, movie_id)
     except NotImplementedError:
-        pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
-        rating, (low, high) = float(model.predict(pair)[0]), model.scale
-        explanation = Explanation(
-            user_id=int(user_id),
-            movie_id=int(movie_id),
-            strength=(rating - low) / (high - low),
-            user_weight=math.nan,
-            movie_weight=math.nan,
-            rating=rating,
-            scale=model.scale,
-            title=model.title(movie_id),
-            known_user=bool(np.isin(user_id, model.user_ids)),
-            known_movie=bool(np.isin(movie_id, model.movie_ids)),
+        pair = pairs_of(user_id, [movie_id])
+        _, (known_user,), _, (known_movie,) = model.positions(pair)
+        known = {"known_user": bool(known_user), "known_movie": bool(known_movie)}
+        rating = float(model.predict(pair)[0])
+        explanation = Explanation.of_rating(
+            user_id, movie_id, rating, model.scale, math.nan, title=model.title(movie_id), **known
         )
-    explanation = replace(explanation, title=explanation.title or titles.get(movie_id))
+    changes: dict[str, Any] = {"title": explanation.title or titles.get(movie_id)}
     if explanation.known_user and explanation.known_movie and explanation.method is None:
-        explanation = replace(
-            explanation,
-            method=getattr(model, "explanation_method", None),
-            faithfulness=getattr(model, "faithfulness", None),
-        )
-    if calibration is None:
-        return explanation
-    chance = _checked_chance(calibration, explanation.strength)
-    threshold = getattr(calibration, "threshold", threshold)
-    return replace(explanation, chance=chance, threshold=threshold)
+        for name, source in (("method", "explanation_method"), ("faithfulness", "faithfulness")):
+            changes[name] = getattr(model, source, None)
+    if calibration is not None:
+        chance = float(calibration(explanation.strength))
+        if not 0.0 <= chance <= 1.0:
+            raise ValueError(
+                f"calibration gives {chance} for a strength of {explanation.strength:.3f}; it must "
+                "give a chance between 0 and 1"
+            )
+        changes |= {"chance": chance, "threshold": getattr(calibration, "threshold", threshold)}
+    return replace(explanation, **changes)
 
 
-def _with_effects(
-    model: Recommender, user_id: int, found: list[Explanation], titles: Mapping[int, str]
+def _measured(
+    model: Recommender,
+    user_id: int,
+    stated: list[Explanation],
+    movies: pd.DataFrame | None,
+    k: int,
 ) -> list[Explanation]:
-    """The explanations with measured histories, where the model can serve a changed one."""
+    """Explanations with effects, where the model can serve a changed history; in one go."""
     try:
         rated = model.ratings_of(user_id)
     except NotImplementedError:
-        return found
+        return stated
+    titles = _titles_of(movies)
     own = [
         HistoryItem(int(movie), model.title(movie) or titles.get(movie), float(rating), 0.0)
         for movie, rating in rated.itertuples(index=False)
     ]
-    histories = [e.history or _related(model, own, e.movie_id) for e in found]
     histories = [
-        [item for item in history if item.movie_id != e.movie_id]
-        for e, history in zip(found, histories, strict=True)
+        [i for i in e.history or _related(model, own, e.movie_id) if i.movie_id != e.movie_id]
+        for e in stated
     ]
     left_out = sorted({item.movie_id for history in histories for item in history})
-    effects = rating_effects(model, user_id, [e.movie_id for e in found], left_out)
-    row = {movie: effects[i] for i, movie in enumerate(left_out)}
-    measured = []
-    for column, history in enumerate(histories):
-        items = [replace(item, effect=float(row[item.movie_id][column])) for item in history]
-        items.sort(key=lambda item: (-abs(item.effect or 0.0), item.movie_id))
-        measured.append(replace(found[column], history=tuple(items)))
-    return measured
+    targets = [e.movie_id for e in stated]
+    effects = leave_one_out(model, user_id, targets, left_out, predicted_ratings)
+    lists = _lists_of(model, user_id, k)
+    found = []
+    for explanation, history in zip(stated, histories, strict=True):
+        effect = effects[explanation.movie_id]
+        items = [replace(item, effect=float(effect[item.movie_id])) for item in history]
+        items.sort(key=lambda item: (-_size(item), item.movie_id))
+        explanation = replace(explanation, history=tuple(items))
+        if movies is not None and "genres" in movies:
+            explanation = replace(explanation, genres=genre_effects(items, movies))
+        counterfactual = find_counterfactual(model, explanation, k, lists)
+        found.append(replace(explanation, counterfactual=counterfactual))
+    return found
 
 
 def _related(model: Recommender, own: Sequence[HistoryItem], movie_id: int) -> list[HistoryItem]:
@@ -441,37 +366,6 @@ def _related(model: Recommender, own: Sequence[HistoryItem], movie_id: int) -> l
     return [own[i] for i in nearest]
 
 
-def _find_counterfactual(
-    model: Recommender, explanation: Explanation, k: int, lists: Lists
-) -> Counterfactual | None:
-    low, high = explanation.scale
-    pair = pd.DataFrame({"userId": [explanation.user_id], "movieId": [explanation.movie_id]})
-    best: tuple[HistoryItem, float, float] | None = None
-    for item in sorted(explanation.measured, key=lambda item: -abs(item.effect or 0.0))[:TRIED]:
-        effect = item.effect or 0.0
-        rating = float(np.clip(item.rating - math.copysign(STEP, effect), low, high))
-        if abs(effect) < NOTICEABLE or rating == item.rating:
-            continue
-        revised = model.revised(explanation.user_id, {item.movie_id: rating})
-        predicted = float(revised.predict(pair)[0])
-        if best is None or abs(predicted - explanation.rating) > abs(best[2] - explanation.rating):
-            best = item, rating, predicted
-    if best is None:
-        return None
-    item, rating, predicted = best
-    return Counterfactual(
-        movie_id=item.movie_id,
-        title=item.title,
-        old_rating=item.rating,
-        new_rating=rating,
-        old_prediction=explanation.rating,
-        new_prediction=predicted,
-        k=k,
-        listed=explanation.movie_id in lists(None, None),
-        listed_then=explanation.movie_id in lists(item.movie_id, rating),
-    )
-
-
 def _lists_of(model: Recommender, user_id: int, k: int) -> Lists:
     """The user's `k` recommendations, now or with one rating changed; each is computed once."""
 
@@ -483,14 +377,8 @@ def _lists_of(model: Recommender, user_id: int, k: int) -> Lists:
     return listed
 
 
-def _checked_chance(calibration: Calibration, strength: float) -> float:
-    chance = float(calibration(strength))
-    if not 0.0 <= chance <= 1.0:
-        raise ValueError(
-            f"calibration gives {chance} for a strength of {strength:.3f}; it must give a chance "
-            "between 0 and 1"
-        )
-    return chance
+def _size(item: HistoryItem) -> float:
+    return abs(item.effect or 0.0)
 
 
 def _titles_of(movies: pd.DataFrame | None) -> dict[int, str]:

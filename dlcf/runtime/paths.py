@@ -1,4 +1,8 @@
-"""The repository's folders, whatever the working directory."""
+"""Where files are read and written.
+
+In a checkout all folders are its own, whatever the working directory. Where the package is
+installed without one, data and cache are in the user's folders, the rest in the working directory.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from platformdirs import user_cache_path, user_data_path
 
 __all__ = [
     "CACHE",
@@ -20,20 +27,17 @@ __all__ = [
     "write_json",
 ]
 
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_IN_CHECKOUT = (_CHECKOUT / "pyproject.toml").is_file()
 
-def _find_root() -> Path:
-    """The checkout that holds this package; the working directory where it was installed alone."""
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
-
-
-ROOT = _find_root()
+ROOT = _CHECKOUT if _IN_CHECKOUT else Path.cwd()
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 RESULTS = ROOT / "results"
-DATA = ROOT / "data"
 RUNS = ROOT / "runs"
-CACHE = Path(os.environ.get("DLCF_CACHE_DIR", ROOT / ".cache"))
+DATA = ROOT / "data" if _IN_CHECKOUT else user_data_path("dlcf")
+_CACHE = ROOT / ".cache" if _IN_CHECKOUT else user_cache_path("dlcf")
+CACHE = Path(os.environ.get("DLCF_CACHE_DIR", _CACHE))
 
 
 def write_atomically(path: Path, content: bytes | str) -> Path:
@@ -52,9 +56,12 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
         `path` itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -108,6 +108,7 @@ class ExplainedDeepCF(DeepCF):
 
     def embedded_pairs(self, pairs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the pairs' users and movies; ValueError where one has no embedding."""
+        self._check_fitted()
         users, known_user, movies, known_movie = self.positions(pairs)
         for column, known in (("userId", known_user), ("movieId", known_movie)):
             if not known.all():

@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: pd.DataFrame)
     """A data set that is large enough to be cached."""
     pytest.importorskip("pyarrow", reason='the cache needs pyarrow: pip install "dlcf[parquet]"')
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(data, "CACHED_FROM", 1)
+    monkeypatch.setattr(data.reading, "CACHED_FROM", 1)
     world.assign(timestamp=1_000_000_000).to_csv(tmp_path / "ratings.csv", index=False)
     return tmp_path
 

@@ -15,13 +15,13 @@ import pytest
 from test_explanation import Reading
 
 from dlcf.explain import reader as reader_module
+from dlcf.explain.history import leave_one_out, predicted_ratings
 from dlcf.explain.reader import (
     Page,
     explain_for,
     find_counterfactual,
     genre_effects,
     page_of,
-    rating_effects,
     reader,
 )
 from dlcf.explanation import Explanation, HistoryItem
@@ -51,7 +51,7 @@ class Linear(Recommender):
     user_ids = np.array([USER])
     movie_ids = MOVIES["movieId"].to_numpy()
     titles = None
-    _movie_count = np.ones(len(MOVIES), dtype=np.int64)
+    movie_counts = np.ones(len(MOVIES), dtype=np.int64)
 
     def __init__(self, ratings: Mapping[int, float], attended: tuple[int, ...] = ()) -> None:
         self.ratings, self.attended = dict(ratings), attended
@@ -121,9 +121,9 @@ def effects(explanation: Explanation) -> dict[int, float | None]:
 
 class TestEffects:
     def test_they_are_those_of_the_linear_model(self, linear: Linear) -> None:
-        found = rating_effects(linear, USER, [101, 102], [1, 2, 3])
+        found = leave_one_out(linear, USER, [101, 102], [1, 2, 3], predicted_ratings)
         np.testing.assert_allclose(found, [[1.0, 0.0], [-0.25, 0.1], [-0.1, -0.3]], atol=1e-12)
-        assert rating_effects(linear, USER, [101, 102], []).shape == (0, 2)
+        assert leave_one_out(linear, USER, [101, 102], [], predicted_ratings).shape == (0, 2)
 
     def test_the_history_is_in_their_order(self, linear: Linear) -> None:
         why = explain_for(linear, USER, 101, movies=MOVIES)

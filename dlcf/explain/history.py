@@ -1,0 +1,280 @@
+"""Which of the user's ratings? How a prediction is shared out among them.
+
+:func:`history_attributions` is the model's own account. The ground truth comes from
+interventions: :func:`leave_one_out` takes each rating away, :func:`leave_out_refitted` also fits
+again. The unit is that of what is explained: stars, or scores for `ease`, which only ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from dlcf.baselines.knn import ItemKNN
+from dlcf.baselines.ranking import EASE
+from dlcf.models.base import Recommender
+from dlcf.models.mf import MatrixFactorization
+from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.registry import make
+
+__all__ = [
+    "deletion_and_insertion",
+    "history_attributions",
+    "history_methods",
+    "history_value",
+    "leave_one_out",
+    "leave_out_refitted",
+    "mf_history",
+    "ridge_attributions",
+]
+
+FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a history, where a curve is evaluated
+OCCLUSION, TERMS = "occlusion", "terms"
+ATTENTION, SIGNED_ATTENTION = "attention", "attention x deviation"
+
+Floats = NDArray[np.float64]
+
+
+def history_methods(model: Recommender) -> tuple[str, ...]:
+    """The attributions over a user's history that :func:`history_attributions` has for a model.
+
+    ``"terms"``: the terms of the model's sum (item-knn, ease). ``"attention"``: learned weights,
+    without a sign, and ``"attention x deviation"``, with the sign of the rating's deviation
+    (deepcf-plus). ``"occlusion"``: :func:`leave_one_out`.
+    """
+    if isinstance(model, DeepCFPlus):
+        return ATTENTION, SIGNED_ATTENTION, OCCLUSION
+    if isinstance(model, (ItemKNN, EASE)):
+        return TERMS, OCCLUSION
+    raise NotImplementedError(
+        f"{model.name} does not read a user's history when it predicts; use deepcf-plus, item-knn "
+        "or ease, or mf_history for mf"
+    )
+
+
+def stated_methods(model: Recommender) -> list[str]:
+    """:func:`history_methods` without ``"occlusion"``, which is measured by interventions."""
+    return [method for method in history_methods(model) if method != OCCLUSION]
+
+
+def history_attributions(
+    model: Recommender, user_id: int, movie_ids: Sequence[int], method: str | None = None
+) -> pd.DataFrame:
+    """Contribution of each rating of the user's history to predictions, by the model's account.
+
+    Parameters
+    ----------
+    model, method
+        One that :func:`history_methods` knows, and one of them; the first by default.
+    user_id, movie_ids
+        A user, and movies whose prediction is explained, of train.
+
+    Returns
+    -------
+    DataFrame
+        Rows the movies that the user rated, ascending; columns `movie_ids`; in the unit of
+        :func:`history_value`, but for ``"attention"``, whose columns sum to at most 1. The terms
+        of item-knn sum to the unclipped prediction minus its baseline, those of ease to the score.
+    """
+    methods = history_methods(model)
+    method = methods[0] if method is None else method
+    if method not in methods:
+        raise ValueError(f"{model.name} has no {method!r}; choose one of {', '.join(methods)}")
+    if method == OCCLUSION:
+        return leave_one_out(model, user_id, movie_ids)
+    users, movies = _known_positions(model, user_id, movie_ids)
+    if isinstance(model, DeepCFPlus):
+        values = model.history_attention(users, movies, signed=method == SIGNED_ATTENTION)
+    else:
+        assert isinstance(model, (ItemKNN, EASE))
+        values = model.history_terms(int(users[0]), movies)
+    rated = pd.Index(model.ratings_of(user_id)["movieId"])
+    return pd.DataFrame(values, index=rated, columns=list(movie_ids))
+
+
+def predicted_ratings(model: Recommender, user_id: int, movie_ids: Sequence[int]) -> Floats:
+    """Predicted ratings of movies by one user, in stars, ``(len(movie_ids),)``."""
+    return model.predict(pairs_of(user_id, movie_ids))
+
+
+def history_value(model: Recommender, user_id: int, movie_ids: Sequence[int]) -> Floats:
+    """What is explained, ``(len(movie_ids),)``: the score of `ease`, else the predicted rating."""
+    if not isinstance(model, EASE):
+        return predicted_ratings(model, user_id, movie_ids)
+    users, _, columns, _ = model.positions(pairs_of(user_id, movie_ids))
+    return model.history_terms(int(users[0]), columns).sum(axis=0)
+
+
+def leave_one_out(
+    model: Recommender,
+    user_id: int,
+    movie_ids: Sequence[int],
+    ratings: Sequence[int] | None = None,
+    value: Callable[[Recommender, int, Sequence[int]], Floats] = history_value,
+) -> pd.DataFrame:
+    """How much each rating of the history raises a value: with it minus without it.
+
+    Exact, by :meth:`~dlcf.models.base.Recommender.revised`: nothing is trained again.
+
+    Parameters
+    ----------
+    ratings
+        Which of the user's rated movies are taken away, one at a time; all by default.
+    value
+        :func:`history_value` or :func:`predicted_ratings`.
+
+    Returns
+    -------
+    DataFrame
+        Rows the ratings, columns `movie_ids`, in the unit of `value`.
+    """
+    rated = model.ratings_of(user_id)["movieId"] if ratings is None else ratings
+    less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated]
+    return _effects(value(model, user_id, movie_ids), less, rated, movie_ids)
+
+
+def leave_out_refitted(
+    model: Recommender,
+    train: pd.DataFrame,
+    user_id: int,
+    movie_ids: Sequence[int],
+    ratings: Sequence[int],
+    validation: pd.DataFrame | None = None,
+    movies: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """As :func:`leave_one_out`, of any model, fitted again without each of `ratings` in turn.
+
+    `model` was fitted with `train`, `validation` and `movies`; its name and hyper-parameters, with
+    the seed, are those of the models that are fitted again.
+    """
+    less = []
+    for rating in ratings:
+        own = (train["userId"] == user_id) & (train["movieId"] == rating)
+        if not own.any():
+            raise ValueError(f"user {user_id} did not rate movie {rating} in train")
+        again = make(model.name, **model.config).fit(train[~own], validation, movies)
+        less.append(history_value(again, user_id, movie_ids))
+    return _effects(history_value(model, user_id, movie_ids), less, ratings, movie_ids)
+
+
+def deletion_and_insertion(
+    model: Recommender,
+    user_id: int,
+    movie_id: int,
+    order: Sequence[int],
+    fractions: Sequence[float] = FRACTIONS,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The prediction as the ratings of a history are deleted, and inserted, in an order.
+
+    The deletion curve of Samek et al. (2017) and the insertion curve of Petsiuk et al. (2018),
+    over ratings instead of pixels. An order that puts first what raises the prediction makes the
+    deletion curve fall early and the insertion curve rise early.
+
+    Parameters
+    ----------
+    order
+        All movies that the user rated, the first to be deleted or inserted first.
+    fractions
+        Of the history, ascending from 0 to 1; rounded to whole ratings.
+
+    Returns
+    -------
+    deletion, insertion
+        ``(len(fractions),)`` each, in the unit of :func:`history_value`: without the first ratings
+        of `order`, and with them alone.
+    """
+    counts = [round(fraction * len(order)) for fraction in fractions]
+
+    @cache
+    def without(gone: frozenset[int]) -> float:
+        served = model.revised(user_id, dict.fromkeys(gone)) if gone else model
+        return float(history_value(served, user_id, [movie_id])[0])
+
+    deletion = [without(frozenset(order[:count])) for count in counts]
+    insertion = [without(frozenset(order[count:])) for count in counts]
+    return np.array(deletion), np.array(insertion)
+
+
+def ridge_attributions(
+    design: ArrayLike, target: ArrayLike, penalty: ArrayLike, query: ArrayLike
+) -> pd.DataFrame:
+    """Contribution of each row of a ridge regression to its prediction at `query`.
+
+    With ``A = X^T X + diag(penalty)``, ``h = X A^-1 query``, residuals e and leverages
+    ``l_j = x_j A^-1 x_j``, removing row j moves the prediction by exactly ``h_j e_j / (1 - l_j)``
+    (Sherman and Morrison, 1950); its first-order approximation, the influence function (Koh and
+    Liang, 2017), is ``h_j e_j``. The penalty is not changed.
+
+    X is `design` ``(n, d)``, y `target` ``(n,)``; the positive `penalty` and `query` are ``(d,)``.
+
+    Returns
+    -------
+    DataFrame
+        ``n`` rows: ``terms`` ``h_j y_j``, which sum to the prediction; ``leave_one_out``, the
+        prediction minus that without the row; ``influence``, its approximation.
+    """
+    x, y = np.asarray(design, np.float64), np.asarray(target, np.float64)
+    inverse = np.linalg.inv(x.T @ x + np.diag(np.asarray(penalty, np.float64)))
+    reach = x @ inverse @ np.asarray(query, np.float64)
+    residual = y - x @ (inverse @ (x.T @ y))
+    leverage = np.einsum("nd,de,ne->n", x, inverse, x)
+    exact = reach * residual / (1 - leverage)
+    return pd.DataFrame({"terms": reach * y, "leave_one_out": exact, "influence": reach * residual})
+
+
+def mf_history(
+    model: Recommender, train: pd.DataFrame, user_id: int, movie_id: int
+) -> tuple[pd.DataFrame, float]:
+    """Contributions of the user's ratings to a prediction of `mf`, by solving for the user again.
+
+    With the movies fixed, the user's vector and bias minimise a ridge regression on the user's
+    ratings in `train` (Koren, Bell and Volinsky, 2009, eq. 5), whose attributions are exact:
+    :func:`ridge_attributions`, indexed by `movieId`. Also returned is the prediction of the solved
+    vector; that of the trained one is near it, not equal.
+    """
+    if type(model) is not MatrixFactorization:
+        raise ValueError(f"mf_history solves for the users of mf, not of {model.name}")
+    rated = train[train["userId"] == user_id].sort_values("movieId")
+    _, (query,) = _known_positions(model, user_id, [movie_id])
+    columns = np.searchsorted(model.movie_ids, rated["movieId"])
+    vectors, level = model.movie_parts()
+    vectors = np.hstack([np.ones((len(vectors), 1)), vectors])
+    penalty = np.full(vectors.shape[1], model.regularization * len(rated))
+    penalty[0] = model.bias_regularization * len(rated)
+    target = rated["rating"].to_numpy(np.float64) - level[columns]
+    found = ridge_attributions(vectors[columns], target, penalty, vectors[query])
+    found.index = pd.Index(rated["movieId"], name="movieId")
+    return found, float(level[query] + found["terms"].sum())
+
+
+def pairs_of(user_id: int, movie_ids: Sequence[int]) -> pd.DataFrame:
+    """`userId` and `movieId` of one user with some movies."""
+    return pd.DataFrame({"userId": user_id, "movieId": np.asarray(movie_ids, np.int64)})
+
+
+def by_user(pairs: pd.DataFrame) -> Iterator[tuple[int, list[int]]]:
+    """Each user of `pairs` with the movies whose prediction is explained."""
+    users = pairs["userId"].to_numpy()
+    for user_id in np.unique(users):
+        yield int(user_id), pairs["movieId"].to_numpy()[users == user_id].tolist()
+
+
+def _known_positions(
+    model: Recommender, user_id: int, movie_ids: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    users, known_user, movies, known_movie = model.positions(pairs_of(user_id, movie_ids))
+    if not (known_user.all() and known_movie.all()):
+        raise ValueError(f"user {user_id} or one of the movies is not in train")
+    return users, movies
+
+
+def _effects(
+    full: Floats, less: Sequence[Floats], ratings: Sequence[int] | pd.Series, movies: Sequence[int]
+) -> pd.DataFrame:
+    """Values ``(movies,)`` minus those without each rating; an empty history gives no rows."""
+    change = full - np.reshape(less, (len(less), len(full)))
+    return pd.DataFrame(change, index=pd.Index(ratings, name="movieId"), columns=list(movies))

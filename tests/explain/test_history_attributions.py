@@ -1,0 +1,202 @@
+"""Attributions to the ratings of a history, of models whose true ones are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy_models import Additive, history
+
+from dlcf.explain.faithfulness import history_faithfulness
+from dlcf.explain.history import (
+    deletion_and_insertion,
+    history_attributions,
+    history_value,
+    leave_one_out,
+    leave_out_refitted,
+    mf_history,
+    ridge_attributions,
+)
+from dlcf.models.base import Recommender
+from dlcf.models.mf import MatrixFactorization
+from dlcf.plus.deepcf_plus import NETWORK_FIELDS, DeepCFPlus
+from dlcf.plus.evidence import Context
+from dlcf.registry import make
+from dlcf.variants.deepcf import ExplainedDeepCF
+
+
+class TestHistory:
+    USER = 13
+
+    def targets(self, model: Recommender, n: int = 6) -> list[int]:
+        return [int(movie) for movie in model.recommend(self.USER, k=n)["movieId"]]
+
+    def test_leaving_out_finds_the_parts_of_an_additive_model(self) -> None:
+        effect = {1: 0.5, 2: -0.25, 3: 0.0, 4: 0.125}
+        found = leave_one_out(Additive(effect), 1, [99])
+        assert found[99].to_dict() == pytest.approx(effect)
+        assert leave_one_out(Additive(effect), 1, [99], [2])[99].to_dict() == {2: -0.25}
+
+    def test_curves_of_an_additive_model_are_its_sums(self) -> None:
+        model = Additive({1: 0.5, 2: -0.25, 3: 0.0, 4: 0.125})
+        fractions = [0, 0.25, 0.5, 0.75, 1]
+        deletion, insertion = deletion_and_insertion(model, 1, 99, [1, 4, 3, 2], fractions)
+        assert deletion.tolist() == [3.375, 2.875, 2.75, 2.75, 3.0]
+        assert insertion.tolist() == [3.0, 3.5, 3.625, 3.625, 3.375]
+
+    def test_terms_sum_to_what_they_explain(self, fitted: dict[str, Recommender]) -> None:
+        knn, ease = fitted["item-knn"], fitted["ease"]
+        for model in (knn, ease):
+            targets = self.targets(model)
+            total = history_attributions(model, self.USER, targets).sum().to_numpy()
+            value = history_value(model, self.USER, targets)
+            if model is knn:
+                value = value - make_baseline(knn, self.USER, targets)
+            np.testing.assert_allclose(total, value, atol=1e-5)
+            assert np.abs(total).max() > 0.01
+
+    def test_for_a_linear_model_terms_are_occlusion(self, fitted: dict[str, Recommender]) -> None:
+        model = fitted["ease"]
+        targets = self.targets(model)
+        terms = history_attributions(model, self.USER, targets)
+        pd.testing.assert_frame_equal(
+            terms, history_attributions(model, self.USER, targets, "occlusion"), atol=1e-5
+        )
+        pairs = pd.DataFrame({"userId": self.USER, "movieId": targets})
+        assert history_faithfulness(model, pairs)["correlation"].min() > 0.999
+
+    def test_knn_terms_are_zero_beyond_the_neighbours(self, fitted: dict[str, Recommender]) -> None:
+        terms = history_attributions(fitted["item-knn"], self.USER, self.targets(fitted["ease"]))
+        assert (terms != 0).sum().max() == 5  # `neighbors` of the fixture
+
+    def test_attention_is_that_of_explain(self, fitted: dict[str, Recommender]) -> None:
+        model = fitted["deepcf-plus"]
+        assert isinstance(model, DeepCFPlus)
+        targets = self.targets(model)
+        found = history_attributions(model, self.USER, targets)
+        signed = history_attributions(model, self.USER, targets, "attention x deviation")
+        for movie in targets:
+            why = model.explain(self.USER, movie)
+            weights = {item.movie_id: item.weight for item in why.history}
+            assert len(weights) == 8  # `history_size` of the fixture
+            shown = found[movie][found[movie] != 0]
+            assert shown.to_dict() == pytest.approx(weights, abs=1e-6)
+            pair = pd.DataFrame({"userId": [self.USER], "movieId": [movie]})
+            assert model.attention_weights(pair)[0, 0] == pytest.approx(why.user_weight, abs=1e-6)
+        users, _, _, _ = model.positions(pd.DataFrame({"userId": [self.USER], "movieId": [1]}))
+        rows = model.context.history(int(users[0]))
+        deviation = pd.Series(
+            model.context.deviations(int(users[0]))[1],
+            model.movie_ids[model.context.movies[rows]],
+        )
+        expected = found.mul(deviation.sort_index(), axis=0)
+        np.testing.assert_allclose(signed, expected, atol=1e-3)  # channels are half precision
+
+    def test_leaving_out_is_a_context_without_the_rating(
+        self, fitted: dict[str, Recommender], toy_ratings: pd.DataFrame
+    ) -> None:
+        """Checked against evidence that is computed from a train without the rating."""
+        model = fitted["deepcf-plus"]
+        assert isinstance(model, DeepCFPlus)
+        targets = self.targets(model)
+        gone = int(history(toy_ratings, self.USER)["movieId"].iloc[2])
+        found = leave_one_out(model, self.USER, targets, [gone])
+        data = model.data
+        user = int(np.flatnonzero(model.user_ids == self.USER)[0])
+        movie = int(np.flatnonzero(model.movie_ids == gone)[0])
+        context = Context(data.take(~((data.users == user) & (data.movies == movie))), model.side)
+        users = np.full(len(targets), user)
+        columns = np.searchsorted(model.movie_ids, targets)
+        times = model._times(users, None).astype(float)
+        evidence = context.describe(users, columns, times, model.history_size)
+        arrays = users, columns, *(getattr(evidence, name) for name in NETWORK_FIELDS)
+        inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        with torch.no_grad():
+            without = np.clip(model.network(*inputs).double().numpy(), 0.5, 5.0)
+        expected = history_value(model, self.USER, targets) - without
+        np.testing.assert_allclose(found.loc[gone], expected, atol=1e-6)
+        assert np.abs(expected).max() > 1e-4
+
+    def test_refitting_without_a_rating_is_fitting_without_it(
+        self, fitted: dict[str, Recommender], toy_ratings: pd.DataFrame
+    ) -> None:
+        model = fitted["ease"]
+        targets, gone = self.targets(model), int(history(toy_ratings, self.USER)["movieId"].iloc[0])
+        found = leave_out_refitted(model, toy_ratings, self.USER, targets, [gone])
+        rest = toy_ratings[~((toy_ratings["userId"] == 13) & (toy_ratings["movieId"] == gone))]
+        again = make("ease", **model.config).fit(rest)
+        expected = history_value(model, 13, targets) - history_value(again, 13, targets)
+        np.testing.assert_allclose(found.loc[gone], expected)
+        with pytest.raises(ValueError, match="did not rate"):
+            leave_out_refitted(model, toy_ratings, self.USER, targets, [-1])
+
+    def test_refusals(self, fitted: dict[str, Recommender], deepcf: ExplainedDeepCF) -> None:
+        with pytest.raises(NotImplementedError, match="deepcf does not read"):
+            history_attributions(deepcf, self.USER, [2])
+        with pytest.raises(ValueError, match="terms, occlusion"):
+            history_attributions(fitted["ease"], self.USER, [2], "attention")
+        with pytest.raises(ValueError, match="not in train"):
+            history_attributions(fitted["ease"], self.USER, [-1])
+
+
+def make_baseline(model: Recommender, user_id: int, movie_ids: list[int]) -> np.ndarray:
+    pairs = pd.DataFrame({"userId": user_id, "movieId": movie_ids})
+    users, _, movies, _ = model.positions(pairs)
+    return model._mean + model._user_bias[users] + model._movie_bias[movies]
+
+
+class TestRidge:
+    def test_leaving_out_is_exact_and_the_influence_near(self) -> None:
+        generator = np.random.default_rng(0)
+        x, penalty = generator.normal(size=(40, 4)), np.array([0.5, 1.0, 2.0, 3.0])
+        y = x @ [1.0, -1.0, 0.5, 0.0] + generator.normal(0, 0.3, 40)
+        query = generator.normal(size=4)
+
+        def predict(kept: np.ndarray) -> float:
+            a = x[kept].T @ x[kept] + np.diag(penalty)
+            return float(query @ np.linalg.solve(a, x[kept].T @ y[kept]))
+
+        everything = np.arange(40)
+        full = predict(everything)
+        found = ridge_attributions(x, y, penalty, query)
+        expected = [full - predict(everything[everything != j]) for j in everything]
+        np.testing.assert_allclose(found["leave_one_out"], expected, atol=1e-12)
+        assert found["terms"].sum() == pytest.approx(full)
+        correlation = np.corrcoef(found["influence"], found["leave_one_out"])[0, 1]
+        assert 0.98 < correlation < 1 - 1e-6
+        assert (found["influence"].abs() <= found["leave_one_out"].abs() + 1e-15).all()
+
+    def test_mf_solves_for_its_user(self, toy_ratings: pd.DataFrame) -> None:
+        model = make("mf", factors=3, epochs=60, learning_rate=0.01).fit(toy_ratings)
+        assert isinstance(model, MatrixFactorization)
+        rated = history(toy_ratings, 13)
+        found, rating = mf_history(model, toy_ratings, 13, 2)
+        assert found.index.tolist() == rated["movieId"].tolist()
+        # Plain gradient descent on the user's part of the loss, with the movies fixed.
+        network = model.network
+        columns = torch.as_tensor(np.searchsorted(model.movie_ids, rated["movieId"]))
+        parts = network.movie_factors.weight.detach().double()[columns]
+        level = (network.mean + network.movie_bias.weight[:, 0]).detach().double()
+        target = torch.tensor(rated["rating"].to_numpy(np.float64))
+        bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        vector = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        descent = torch.optim.LBFGS([bias, vector], max_iter=200, tolerance_grad=1e-12)
+
+        def loss() -> torch.Tensor:
+            descent.zero_grad()
+            error = target - level[columns] - bias - parts @ vector
+            penalty = model.regularization * (vector**2).sum() + model.bias_regularization * bias**2
+            value = (error**2).mean() + penalty
+            value.backward()
+            return value
+
+        descent.step(loss)
+        query = int(np.flatnonzero(model.movie_ids == 2)[0])
+        with torch.no_grad():
+            by_descent = level[query] + bias + network.movie_factors.weight[query].double() @ vector
+        assert rating == pytest.approx(float(by_descent), abs=1e-5)
+        pair = pd.DataFrame({"userId": [13], "movieId": [2]})
+        assert rating == pytest.approx(model.predict(pair)[0], abs=0.15)
+        with pytest.raises(ValueError, match="not of svdpp"):
+            mf_history(make("svdpp"), toy_ratings, 13, 2)
