@@ -6,9 +6,7 @@ Sampled by `myfm` (Ohtsuki, 2020); predicted here, so that a saved model needs n
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,13 +15,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.baselines.optional import optional
+from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.settings import setting
 
 __all__ = ["FactorizationMachine", "ImplicitFactorizationMachine", "SideFactorizationMachine"]
 
 _SECONDS_A_DAY = 86_400
 _PAIRS_AT_ONCE = 4096
-Features = list[sparse.csr_matrix]
+# "user", "movie" and "day": the index of each rating, and the features, a matrix of each kind.
+Parts = dict[str, tuple[Index, list[sparse.csr_matrix]]]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -62,22 +63,25 @@ class FactorizationMachine(Recommender):
     """
 
     name: ClassVar[str] = "fm"
-    rank: int = 16
-    sweeps: int = 120
-    burn_in: int = 20
-    samples: int = 100
+    rank: int = setting(16, least=1)
+    sweeps: int = setting(120, least=1)
+    burn_in: int = setting(20, least=0)
+    samples: int = setting(100, least=1)
     grouped: bool | None = None
-    seed: int = 0
+    seed: int = setting(0, least=0)
     usually_grouped: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grouped is None:
             self.grouped = self.usually_grouped
+        if self.burn_in >= self.sweeps:
+            raise ValueError(
+                f"burn_in is {self.burn_in}, sweeps {self.sweeps}; burn_in must be less than sweeps"
+            )
 
-    def _features(
-        self, data: Interactions, movies: pd.DataFrame | None
-    ) -> dict[str, tuple[NDArray[np.int64], Features]]:
-        """Each part's index for every rating, and its features, one matrix for each kind."""
+    def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
+        """What a rating consists of."""
         return {
             "user": (data.users, [_one_hot(data.n_users)]),
             "movie": (data.movies, [_one_hot(data.n_movies)]),
@@ -86,12 +90,8 @@ class FactorizationMachine(Recommender):
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        if not 0 <= self.burn_in < self.sweeps or self.samples < 1:
-            raise ValueError(
-                f"sweeps is {self.sweeps}, burn_in is {self.burn_in}, samples is {self.samples}; "
-                "burn_in must be less than sweeps, and samples at least 1"
-            )
-        myfm = _import_myfm()
+        with optional("myfm", self.name):
+            import myfm
         parts = self._features(data, movies)
         tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
         sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds]
@@ -104,15 +104,15 @@ class FactorizationMachine(Recommender):
         self._biases = {part: np.zeros(table.shape[0]) for part, table in tables.items()}
         self._intercept = 0.0
 
-        def keep(sweep: int, machine: Any, *_: Any) -> tuple[bool, None]:
+        def keep(sweep: int, fitted: Any, *_: Any) -> tuple[bool, None]:
             if sweep not in kept:
                 return False, None
-            self._intercept += machine.w0 / n_samples
+            self._intercept += fitted.w0 / n_samples
             first = 0
             for part, table in tables.items():
                 rows = slice(first, first + table.shape[1])
                 first = rows.stop
-                weights, factors = machine.w[rows], machine.V[rows]
+                weights, factors = fitted.w[rows], fitted.V[rows]
                 vectors = table @ factors
                 own = np.square(vectors) - table.power(2) @ np.square(factors)
                 self._biases[part] += (table @ weights + own.sum(axis=1) / 2) / n_samples
@@ -131,12 +131,7 @@ class FactorizationMachine(Recommender):
             )
         self._vectors = {part: v.reshape(len(v), -1) for part, v in self._vectors.items()}
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         ratings = self._intercept + self._biases["user"][users] + self._biases["movie"][movies]
         for first in range(0, len(users), _PAIRS_AT_ONCE):
             rows = slice(first, first + _PAIRS_AT_ONCE)
@@ -144,7 +139,7 @@ class FactorizationMachine(Recommender):
             ratings[rows] += np.einsum("nr,nr->n", user, movie)
         return ratings
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         bias = self._intercept + self._biases["user"][users, None] + self._biases["movie"]
         product = self._vectors["user"][users] @ self._vectors["movie"].T
         return (bias + product).astype(np.float32)
@@ -156,9 +151,10 @@ class FactorizationMachine(Recommender):
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._intercept = float(state["intercept"])
-        named = {tuple(key.split(".")): value for key, value in state.items() if "." in key}
-        self._biases = {key[1]: value for key, value in named.items() if key[0] == "bias"}
-        self._vectors = {key[1]: value for key, value in named.items() if key[0] == "vectors"}
+        self._biases, self._vectors = (
+            {key.removeprefix(kind): value for key, value in state.items() if key.startswith(kind)}
+            for kind in ("bias.", "vectors.")
+        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -167,20 +163,13 @@ class ImplicitFactorizationMachine(FactorizationMachine):
 
     The user's features also hold ``|N(u)|^-1/2`` for each movie of N(u), those that the user
     rated, as in SVD++ (Koren, 2008, eq. 15), and the movie's features ``|N(i)|^-1/2`` for each
-    user of N(i), those who rated it.
-
-    Parameters
-    ----------
-    rank, sweeps, burn_in, samples, grouped, seed
-        As for :class:`FactorizationMachine`.
+    user of N(i), those who rated it. Parameters as for :class:`FactorizationMachine`.
     """
 
     name: ClassVar[str] = "fm-implicit"
     usually_grouped: ClassVar[bool] = False
 
-    def _features(
-        self, data: Interactions, movies: pd.DataFrame | None
-    ) -> dict[str, tuple[NDArray[np.int64], Features]]:
+    def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
         parts = super()._features(data, movies)
         rated = data.matrix().astype(np.float64)
         parts["user"][1].append(_normalized(rated))
@@ -194,34 +183,22 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
 
     A day (UTC) without a rating in training, a prediction without `timestamp` and the ranking,
     which knows no day, get no features of the day. Fitted without timestamps or without `movies`,
-    the model leaves the day or the genres out.
-
-    Parameters
-    ----------
-    rank, sweeps, burn_in, samples, grouped, seed
-        As for :class:`FactorizationMachine`.
+    the model leaves the day or the genres out. Parameters as for :class:`FactorizationMachine`.
     """
 
     name: ClassVar[str] = "fm-side"
 
-    def _features(
-        self, data: Interactions, movies: pd.DataFrame | None
-    ) -> dict[str, tuple[NDArray[np.int64], Features]]:
+    def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
         parts = super()._features(data, movies)
-        if movies is not None:
+        if movies is not None and "genres" in movies:
             parts["movie"][1].append(_multi_hot(movies, self.movie_ids))
-        self._days: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._days: Index = np.empty(0, dtype=np.int64)
         if data.timestamps.any():
             self._days, day = np.unique(data.timestamps // _SECONDS_A_DAY, return_inverse=True)
             parts["day"] = day, [_one_hot(len(self._days))]
         return parts
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         ratings = super()._predict(users, movies, timestamps)
         if timestamps is None or len(self._days) == 0:
             return ratings
@@ -243,20 +220,6 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
         self._days = state["days"]
 
 
-def _import_myfm() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # It imports pkg_resources, which warns of its own end.
-            warnings.filterwarnings("ignore", message="pkg_resources", category=UserWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            return importlib.import_module("myfm")
-    except ImportError as error:
-        raise ImportError(
-            'factorisation machines are fitted with myfm: pip install "dlcf[baselines]" '
-            f"(importing it failed with: {error})"
-        ) from error
-
-
 def _one_hot(size: int) -> sparse.csr_matrix:
     return sparse.identity(size, format="csr", dtype=np.float64)
 
@@ -266,13 +229,10 @@ def _normalized(rated: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags(np.diff(rated.indptr) ** -0.5) @ rated)
 
 
-def _multi_hot(movies: pd.DataFrame, movie_ids: NDArray[np.int64]) -> sparse.csr_matrix:
+def _multi_hot(movies: pd.DataFrame, movie_ids: Index) -> sparse.csr_matrix:
     """Genres of the catalogue's movies, ``(n_movies, n_genres)``, columns in order of name."""
-    genres = movies.drop_duplicates("movieId").set_index("movieId")["genres"].reindex(movie_ids)
-    lists = [value if isinstance(value, list) else [] for value in genres]
-    names = sorted({genre for value in lists for genre in value})
-    column = {genre: i for i, genre in enumerate(names)}
-    row = np.repeat(np.arange(len(lists)), [len(value) for value in lists])
-    columns = [column[genre] for value in lists for genre in value]
-    shape = (len(lists), len(names))
-    return sparse.csr_matrix((np.ones(len(row)), (row, columns)), shape=shape)
+    genres = movies.set_index("movieId")["genres"].reindex(movie_ids)
+    listed = genres.reset_index(drop=True).explode().dropna()
+    names, column = np.unique(listed.to_numpy(dtype=str), return_inverse=True)
+    ones, shape = np.ones(len(listed)), (len(movie_ids), len(names))
+    return sparse.csr_matrix((ones, (listed.index, column)), shape=shape)

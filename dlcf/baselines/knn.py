@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.models.base import Arrays, Interactions, Recommender, top_k
+from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender, top_k
+from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest"]
+__all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest_of_product"]
 
 ROWS_AT_ONCE = 128
 
@@ -34,41 +33,31 @@ class _Neighborhood(Recommender):
     baseline stands.
     """
 
-    neighbors: int = 40
-    shrinkage: float = 100.0
-    damping: float = 0.3
-    min_support: int = 2
-    ranking_neighbors: int = 100
+    of_movies: ClassVar[bool]  # whether the rows are movies
+    neighbors: int = setting(40, least=1)
+    shrinkage: float = setting(100.0, least=0)
+    damping: float = setting(0.3, least=0)
+    min_support: int = setting(2, least=0)
+    ranking_neighbors: int = setting(100, least=1)
 
-    @abstractmethod
     def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
         """A users x movies matrix with the rows that are neighbours of each other."""
-
-    @abstractmethod
-    def _rows_and_columns(
-        self, users: NDArray[np.int64], movies: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The pairs in the order of :meth:`_rows`."""
+        return matrix.T.tocsr() if self.of_movies else matrix
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        if self.neighbors < 1 or self.ranking_neighbors < 1:
-            raise ValueError(
-                f"neighbors is {self.neighbors}, ranking_neighbors is {self.ranking_neighbors}; "
-                "each must be at least 1"
-            )
         baseline = self._mean + self._user_bias[data.users] + self._movie_bias[data.movies]
         self._set_deviations(data.ratings - baseline)
         self._neighbors = cosine_neighbors(self._seen_rows, self.ranking_neighbors)
 
-    def _set_deviations(self, values: NDArray[np.float64]) -> None:
+    def _set_deviations(self, values: Floats) -> None:
         """Take ``r_ui - b_ui`` of the training ratings, in (user, movie) order."""
         self._values, seen = values, self._seen
         deviations = sparse.csr_matrix((values, seen.indices, seen.indptr), shape=seen.shape)
         self._deviations, self._seen_rows = self._rows(deviations), self._rows(seen)
 
-    def _similarities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _similarities(self, rows: Index) -> Floats:
         """Shrunk Pearson-baseline correlation of some rows with all, ``(len(rows), n_rows)``.
 
         ``s_ij = (n_ij - 1) / (n_ij - 1 + shrinkage) rho_ij``, where n_ij columns are common to both
@@ -89,13 +78,8 @@ class _Neighborhood(Recommender):
         similarity[usable] = weight * product[usable] / np.sqrt(size[usable])
         return similarity
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
-        rows, columns = self._rows_and_columns(users, movies)
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
+        rows, columns = (movies, users) if self.of_movies else (users, movies)
         ratings = self._mean + self._user_bias[users] + self._movie_bias[movies]
         rated = self._rated()
         targets, target_of = np.unique(rows, return_inverse=True)
@@ -104,9 +88,8 @@ class _Neighborhood(Recommender):
             similarity = self._similarities(targets[first : first + ROWS_AT_ONCE])
             bounds = np.searchsorted(target_of[by_target], [first, first + ROWS_AT_ONCE])
             pairs = by_target[slice(*bounds)]
-            ratings[pairs] += self._deviation(
-                similarity, target_of[pairs] - first, rated, columns[pairs]
-            )
+            row = target_of[pairs] - first
+            ratings[pairs] += self._deviation(similarity, row, rated, columns[pairs])
         return ratings
 
     def _rated(self) -> sparse.csr_matrix:
@@ -114,12 +97,8 @@ class _Neighborhood(Recommender):
         return self._deviations.T.tocsr()
 
     def _deviation(
-        self,
-        similarity: NDArray[np.float64],
-        target: NDArray[np.int64],
-        rated: sparse.csr_matrix,
-        columns: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+        self, similarity: Floats, target: Index, rated: sparse.csr_matrix, columns: Index
+    ) -> Floats:
         """The neighbours' mean deviation for pairs of a row of `similarity` and a column."""
         count = np.diff(rated.indptr)[columns]
         pair = np.repeat(np.arange(len(columns)), count)
@@ -139,12 +118,9 @@ class _Neighborhood(Recommender):
 
     def _state(self) -> Arrays:
         nearest = self._neighbors
-        return {
-            "deviations": self._values,
-            "similarity": nearest.data,
-            "nearest": nearest.indices,
-            "nearest_start": nearest.indptr,
-        }
+        names = "deviations", "similarity", "nearest", "nearest_start"
+        arrays = self._values, nearest.data, nearest.indices, nearest.indptr
+        return dict(zip(names, arrays, strict=True))
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._set_deviations(state["deviations"])
@@ -177,25 +153,15 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
     """
 
     name: ClassVar[str] = "item-knn"
-    neighbors: int = 40
-    shrinkage: float = 100.0
-    damping: float = 0.3
-    min_support: int = 2
-    ranking_neighbors: int = 30
-    _revised_ratings = None
+    of_movies: ClassVar[bool] = True
+    ranking_neighbors: int = setting(30, least=1)
 
-    def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-        return matrix.T.tocsr()
+    _revised_ratings = None  # of a revised model: its deviations, users x movies
 
-    def _rows_and_columns(
-        self, users: NDArray[np.int64], movies: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return movies, users
-
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._seen[users] @ self._neighbors).toarray()
 
-    def history_terms(self, user: int, movies: NDArray[np.int64]) -> NDArray[np.float64]:
+    def history_terms(self, user: int, movies: Index) -> Floats:
         """What each rating of a user adds to the baseline of some movies.
 
         Parameters
@@ -220,15 +186,13 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
     def _rated(self) -> sparse.csr_matrix:
         return super()._rated() if self._revised_ratings is None else self._revised_ratings
 
-    def _training_ratings(self) -> NDArray[np.float64]:
+    def _training_ratings(self) -> Floats:
         rated = self._rated()
         users = np.repeat(np.arange(rated.shape[0]), np.diff(rated.indptr))
         baseline = self._mean + self._user_bias[users] + self._movie_bias[rated.indices]
         return np.round(rated.data + baseline, 6)  # as given: the sum has other last bits
 
-    def _revise(
-        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
-    ) -> None:
+    def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Floats) -> None:
         seen = self._seen
         users = np.repeat(np.arange(seen.shape[0]), np.diff(seen.indptr))
         baseline = self._mean + self._user_bias[users] + self._movie_bias[seen.indices]
@@ -243,38 +207,31 @@ class UserKNN(_Neighborhood):
     As :class:`ItemKNN` with users and movies exchanged: the rating adds to the baseline what the
     `neighbors` most similar users among the movie's raters thought of it. The ranking is by
     ``sum_v cos(u, v)`` over those of the user's `ranking_neighbors` nearest users v who rated the
-    movie.
-
-    Parameters
-    ----------
-    neighbors, shrinkage, damping, min_support, ranking_neighbors
-        As for :class:`ItemKNN`, of users.
+    movie. Parameters are those of :class:`ItemKNN`, of users.
     """
 
     name: ClassVar[str] = "user-knn"
+    of_movies: ClassVar[bool] = False
 
-    def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-        return matrix
-
-    def _rows_and_columns(
-        self, users: NDArray[np.int64], movies: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return users, movies
-
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._neighbors[users] @ self._seen).toarray()
 
 
-def strongest(blocks: Iterable[NDArray[Any]], k: int) -> sparse.csr_matrix:
-    """The `k` largest positive entries of each row, of a matrix that comes in blocks of rows.
+def strongest_of_product(
+    left: sparse.csr_matrix, right: sparse.csr_matrix, k: int, scale: Floats | float = 1.0
+) -> sparse.csr_matrix:
+    """The `k` largest positive entries of each row of ``left @ right * scale``, off the diagonal.
 
-    Returns
-    -------
-    csr_matrix
-        float32, all other entries zero; of equal ones the lower columns are kept.
+    Of `left` ``(n, m)``, `right` ``(m, n)`` and a `scale` of each column, float32 ``(n, n)``, all
+    other entries zero; of equal ones the lower columns are kept. The product is formed some rows
+    at a time.
     """
     kept = []
-    for block in blocks:
+    for start in range(0, left.shape[0], ROWS_AT_ONCE):
+        block = (left[start : start + ROWS_AT_ONCE] @ right).toarray()
+        itself = np.arange(len(block))
+        block[itself, start + itself] = 0.0
+        block *= scale
         columns = np.sort(top_k(block, k), axis=1)
         values = np.take_along_axis(block, columns, axis=1).astype(np.float32)
         first = np.arange(0, columns.size + 1, columns.shape[1])
@@ -288,27 +245,9 @@ def strongest(blocks: Iterable[NDArray[Any]], k: int) -> sparse.csr_matrix:
 def cosine_neighbors(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     """Cosine of every row with its `k` nearest other rows, ``x_i . x_j / (|x_i| |x_j|)``.
 
-    Parameters
-    ----------
-    matrix
-        ``(n, m)``, without empty rows.
-    k
-        At most this many neighbours of each row; rows without a common column are none.
-
-    Returns
-    -------
-    csr_matrix
-        float32 ``(n, n)``, zero on the diagonal.
+    Of a matrix ``(n, m)`` without empty rows, float32 ``(n, n)``, zero on the diagonal; rows
+    without a common column are no neighbours.
     """
     length = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
     unit = (sparse.diags(1.0 / length) @ matrix).tocsr()
-    transposed = unit.T.tocsr()
-
-    def blocks() -> Iterable[NDArray[Any]]:
-        for first in range(0, unit.shape[0], ROWS_AT_ONCE):
-            block = (unit[first : first + ROWS_AT_ONCE] @ transposed).toarray()
-            itself = np.arange(len(block))
-            block[itself, first + itself] = 0.0
-            yield block
-
-    return strongest(blocks(), k)
+    return strongest_of_product(unit, unit.T.tocsr(), k)

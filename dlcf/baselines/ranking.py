@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,11 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-from dlcf.baselines.knn import ROWS_AT_ONCE, strongest
-from dlcf.models.base import Arrays, Interactions, Recommender
+from dlcf.baselines.knn import strongest_of_product
+from dlcf.baselines.optional import optional
+from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["EASE", "ImplicitALS", "RP3Beta"]
+__all__ = ["EASE", "ImplicitALS", "RP3Beta", "ease_scores"]
 
 _LARGEST_SYSTEM = 30_000
 
@@ -24,12 +24,7 @@ _LARGEST_SYSTEM = 30_000
 class _Ranker(Recommender):
     """A model without ratings of its own."""
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
 
@@ -63,30 +58,24 @@ class ImplicitALS(_Ranker):
     """
 
     name: ClassVar[str] = "ials"
-    factors: int = 64
-    regularization: float = 15.0
-    iterations: int = 15
-    alpha: float = 2.0
+    factors: int = setting(64, least=1)
+    regularization: float = setting(15.0, least=0)
+    iterations: int = setting(15, least=1)
+    alpha: float = setting(2.0, above=0)
     positive_threshold: float = 4.0
-    seed: int = 0
+    seed: int = setting(0, least=0)
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        try:
-            als = importlib.import_module("implicit.cpu.als")
-            threads = importlib.import_module("threadpoolctl")
-        except ImportError as error:
-            raise ImportError(
-                'ials is fitted with implicit: pip install "dlcf[baselines]" '
-                f"(importing it failed with: {error})"
-            ) from error
+        with optional("implicit", self.name):
+            import implicit.cpu.als as als
+            from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
         positive = data.take(data.ratings >= self.positive_threshold).matrix()
-        with threads.threadpool_limits(
-            1, "blas"
-        ):  # it warns and is slow where BLAS has threads too
-            # One thread: the sums of several come in any order, and so do their last bits.
-            machine = als.AlternatingLeastSquares(
+        # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
+        # several come in any order, and so do their last bits.
+        with threadpool_limits(1, "blas"):
+            model = als.AlternatingLeastSquares(
                 self.factors,
                 regularization=self.regularization,
                 alpha=self.alpha,
@@ -94,10 +83,10 @@ class ImplicitALS(_Ranker):
                 num_threads=1,
                 random_state=self.seed,
             )
-            machine.fit(positive, show_progress=False)
-        self._user_factors, self._movie_factors = machine.user_factors, machine.item_factors
+            model.fit(positive, show_progress=False)
+        self._user_factors, self._movie_factors = model.user_factors, model.item_factors
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         return self._user_factors[users] @ self._movie_factors.T
 
     def _state(self) -> Arrays:
@@ -134,11 +123,10 @@ class EASE(_Ranker, HistoryRecommender):
     """
 
     name: ClassVar[str] = "ease"
-    regularization: float = 300.0
+    regularization: float = setting(300.0, above=0)
     rating_weight: float = 1.0
 
-    # Of a revised model: the matrix that B was fitted on, and the user whose row has changed.
-    _fitted_on = None
+    _fitted_on = None  # of a revised model: the matrix that B was fitted on
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
@@ -157,9 +145,9 @@ class EASE(_Ranker, HistoryRecommender):
         gram = (matrix @ matrix.T if by_user else matrix.T @ matrix).toarray()
         gram[np.diag_indices(size)] += self.regularization
         inverse = linalg.inv(gram, overwrite_a=True, check_finite=False)
-        if by_user:  # P = (I - X^T inverse X) / regularization
+        if by_user:
             quadratic = matrix.multiply((matrix.T @ inverse).T).sum(axis=0)
-            self._diagonal = (1.0 - np.asarray(quadratic).ravel()) / self.regularization
+            self._diagonal = _diagonal(np.asarray(quadratic).ravel(), self.regularization)
         else:
             self._diagonal = inverse.diagonal().copy()
         self._inverse = inverse.astype(np.float32)
@@ -168,9 +156,7 @@ class EASE(_Ranker, HistoryRecommender):
         seen = self._seen
         return sparse.csr_matrix((self._values, seen.indices, seen.indptr), shape=seen.shape)
 
-    def item_weights(
-        self, rows: NDArray[np.int64], columns: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float64]:
+    def item_weights(self, rows: Index, columns: Index | None = None) -> Floats:
         """Entries of B, ``(len(rows), len(columns))``, by positions in `movie_ids`.
 
         ``B_ij = -P_ij / P_jj`` off the diagonal, 0 on it; all columns by default.
@@ -184,7 +170,7 @@ class EASE(_Ranker, HistoryRecommender):
             product = self._inverse[np.ix_(rows, columns)].astype(np.float64)
         return np.where(rows[:, None] == columns, 0.0, -product / self._diagonal[columns])
 
-    def history_terms(self, user: int, movies: NDArray[np.int64]) -> NDArray[np.float64]:
+    def history_terms(self, user: int, movies: Index) -> Floats:
         """What each rating of a user adds to the scores of some movies, ``x_uj B_ji``.
 
         Parameters
@@ -200,7 +186,7 @@ class EASE(_Ranker, HistoryRecommender):
         own = self._matrix()[user]
         return own.data[:, None] * self.item_weights(own.indices.astype(np.int64), movies)
 
-    def _training_ratings(self) -> NDArray[np.float64]:
+    def _training_ratings(self) -> Floats:
         if self.rating_weight == 0:
             raise NotImplementedError(
                 "ease with rating_weight=0 sees who rated what and keeps no ratings; give it a "
@@ -208,14 +194,12 @@ class EASE(_Ranker, HistoryRecommender):
             )
         return np.round((self._values - 1.0) / self.rating_weight + self._mean, 4)
 
-    def _revise(
-        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
-    ) -> None:
+    def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Floats) -> None:
         if original._fitted_on is None:
             self._fitted_on = original._matrix()
         self._values = (1.0 + self.rating_weight * (ratings[kept] - self._mean)).astype(np.float32)
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         matrix = self._matrix()
         if self._fitted_on is not None:
             rated = np.unique(matrix[users].indices).astype(np.int64)
@@ -230,8 +214,25 @@ class EASE(_Ranker, HistoryRecommender):
         return {"values": self._values, "inverse": self._inverse, "diagonal": self._diagonal}
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
-        self._values, self._inverse = state["values"], state["inverse"]
-        self._diagonal = state["diagonal"]
+        names = "values", "inverse", "diagonal"
+        self._values, self._inverse, self._diagonal = (state[name] for name in names)
+
+
+def ease_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
+    """Scores ``X B`` of :class:`EASE` for a small dense X, ``(n_users, n_movies)``, in float32.
+
+    As there ``X P = A X`` with ``A = (X X^T + regularization I)^-1``. Nothing is kept that could
+    give single entries of B, so the system is solved for X itself and not inverted.
+    """
+    gram = weights @ weights.T
+    gram[np.diag_indices(len(gram))] += regularization
+    solved = np.linalg.solve(gram, weights)
+    return weights - solved / _diagonal(np.einsum("ui,ui->i", weights, solved), regularization)
+
+
+def _diagonal(quadratic: NDArray[Any], regularization: float) -> NDArray[Any]:
+    """The diagonal of P, given that of ``X^T A X``: ``P = (I - X^T A X) / regularization``."""
+    return (1.0 - quadratic) / regularization
 
 
 @dataclass(kw_only=True, eq=False)
@@ -254,9 +255,9 @@ class RP3Beta(_Ranker):
     """
 
     name: ClassVar[str] = "rp3beta"
-    alpha: float = 0.6
+    alpha: float = setting(0.6, least=0)
     beta: float = 0.4
-    neighbors: int = 500
+    neighbors: int = setting(500, least=1)
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
@@ -266,17 +267,10 @@ class RP3Beta(_Ranker):
         of_movie = self.movie_counts.astype(np.float64)
         from_user = (sparse.diags(of_user**-self.alpha) @ rated).tocsr()
         from_movie = (sparse.diags(of_movie**-self.alpha) @ rated.T).tocsr()
+        discount = of_movie**-self.beta
+        self._transition = strongest_of_product(from_movie, from_user, self.neighbors, discount)
 
-        def blocks() -> Iterable[NDArray[Any]]:
-            for first in range(0, data.n_movies, ROWS_AT_ONCE):
-                walk = (from_movie[first : first + ROWS_AT_ONCE] @ from_user).toarray()
-                itself = np.arange(len(walk))
-                walk[itself, first + itself] = 0.0
-                yield walk * of_movie**-self.beta
-
-        self._transition = strongest(blocks(), self.neighbors)
-
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._seen[users] @ self._transition).toarray()
 
     def _state(self) -> Arrays:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
 from dlcf.models.mf import FactorNetwork, MatrixFactorization
+from dlcf.runtime.settings import setting
 from dlcf.variants.networks import rated_movies
 
 __all__ = ["ImplicitFactorNetwork", "SVDPlusPlus"]
@@ -52,18 +53,13 @@ class ImplicitFactorNetwork(FactorNetwork):
 class SVDPlusPlus(MatrixFactorization):
     """SVD++: matrix factorisation with the user's set of rated movies as implicit feedback.
 
-    Parameters
-    ----------
-    factors, regularization, bias_regularization, epochs, batch_size, learning_rate
-        As for :class:`~dlcf.models.mf.MatrixFactorization`.
-    validation_fraction, weights, seed, device
-        As for :class:`~dlcf.models.mf.MatrixFactorization`.
+    Parameters are those of :class:`~dlcf.models.mf.MatrixFactorization`.
     """
 
     name: ClassVar[str] = "svdpp"
-    regularization: float = 0.14
-    batch_size: int = 1024
-    learning_rate: float = 3e-3
+    regularization: float = setting(0.14, least=0)
+    batch_size: int = setting(1024, least=1)
+    learning_rate: float = setting(3e-3, above=0)
 
     def build_network(self, data: Interactions) -> ImplicitFactorNetwork:
         penalties = self.regularization, self.bias_regularization

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,9 @@ class NetworkRecommender(Recommender):
     :meth:`use_weights` chooses between them without training again.
     """
 
+    # The weights that are kept, and the prefix of their names in a saved model.
+    saved_as: ClassVar[dict[str, str]] = {which: which for which in WEIGHTS}
+
     seed: int
     device: str
     validation_fraction: float
@@ -51,15 +54,12 @@ class NetworkRecommender(Recommender):
     network: Any  # the RatingNetwork that `build_network` gave
 
     def use_weights(self, which: str) -> NetworkRecommender:
-        """Predict with the ``"last"`` epoch's weights or those of the ``"best"`` validation epoch.
+        """Predict with the weights of the ``"last"`` epoch or of the ``"best"`` on validation.
 
-        Returns
-        -------
-        NetworkRecommender
-            The model itself.
+        Returns the model itself.
         """
-        if which not in WEIGHTS:
-            raise ValueError(f"weights are {which!r}; choose one of {', '.join(WEIGHTS)}")
+        if which not in self.saved_as:
+            raise ValueError(f"weights are {which!r}; choose one of {', '.join(self.saved_as)}")
         self._check_fitted()
         self.weights = which
         self.network.load_state_dict(self._states[which])
@@ -81,19 +81,26 @@ class NetworkRecommender(Recommender):
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
-        config = self.training_config()
         if validation is None:
             data, validation = hold_out(data, self.validation_fraction, self.seed)
         device = pick_device(self.device)
         held_out = None if validation is None else _tensors(validation, device)
+        self._train(data, _tensors(data, device), held_out)
+        self._after_training(held_out)
+
+    def _train(self, data: Interactions, train: Batch, held_out: Batch | None) -> None:
+        """Build a network for `data`, train it on the rows of `train`, and keep its weights."""
+        config, device = self.training_config(), pick_device(self.device)
         with seeded(self.seed, device):
             self.network = self.build_network(data).to(device)
-            trained = train_network(self.network, _tensors(data, device), held_out, config)
-        self.history, best = trained
+            self._before_training(train)
+            self.history, best = train_network(self.network, train, held_out, config)
         last = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self._states = {"last": last, "best": best}
+        self._states = {which: {"last": last, "best": best}[which] for which in self.saved_as}
         self.network.load_state_dict(self._states[self.weights])
-        self._after_training(held_out)
+
+    def _before_training(self, train: Batch) -> None:
+        """For what a network takes from the rows before it learns from them; nothing here."""
 
     def _after_training(self, held_out: Batch | None) -> None:
         """For what is to be measured on the ratings held out, of both weights; nothing here."""
@@ -107,15 +114,14 @@ class NetworkRecommender(Recommender):
         faster = FASTER_SCORES.get(type(self.network))
         if faster is None:
             return super()._score(users)
-        return (
-            faster(self.network, torch.as_tensor(users, device=self.torch_device())).cpu().numpy()
-        )
+        index = torch.as_tensor(users, device=self.torch_device())
+        return faster(self.network, index).cpu().numpy()
 
     def _state(self) -> Arrays:
         return {
-            f"{which}.{name}": value.cpu().numpy()
-            for which, state in self._states.items()
-            for name, value in state.items()
+            f"{prefix}.{name}": value.cpu().numpy()
+            for which, prefix in self.saved_as.items()
+            for name, value in self._states[which].items()
         }
 
     def _extra(self) -> dict[str, Any]:
@@ -123,18 +129,17 @@ class NetworkRecommender(Recommender):
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self.history = History(**extra["history"])
-        self._states = {which: {} for which in WEIGHTS}
-        for key, value in state.items():
-            which, _, name = key.partition(".")
-            self._states[which][name] = torch.from_numpy(value)
+        self._states = {}
+        for which, prefix in self.saved_as.items():
+            named = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{prefix}.")}
+            self._states[which] = {name: torch.from_numpy(value) for name, value in named.items()}
         users, movies = (array.astype(np.int64) for array in self._seen.nonzero())
         # Ratings only set initial values, which the saved weights replace.
-        training = Interactions(
-            users, movies, self._seen.data, np.zeros_like(users), *self._seen.shape
-        )
+        stars, time = self._seen.data, np.zeros_like(users)
+        data = Interactions(users, movies, stars, time, *self._seen.shape)
         device = pick_device(self.device)
         with seeded(self.seed, device):
-            self.network = self.build_network(training).to(device).eval()
+            self.network = self.build_network(data).to(device).eval()
         for name, buffer in list(self.network.named_buffers()):
             saved = self._states[self.weights][name]
             if saved.shape != buffer.shape:  # what users rated, less what was held out

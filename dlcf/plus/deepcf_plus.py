@@ -12,14 +12,14 @@ before a tower. Movies are ranked by a closed-form item-item model, whose best c
 re-weighted by the rating predicted for them.
 
 Training imitates the test: the network learns from ratings that were hidden when their evidence was
-computed; :mod:`dlcf.plus.evidence` says how, and why nothing less will do.
+computed, see :mod:`dlcf.plus.evidence`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -29,9 +29,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlcf.baselines.ranking import ease_scores
 from dlcf.explanation import Explanation, HistoryItem
-from dlcf.models.base import Arrays, Interactions, top_k
+from dlcf.models.base import Arrays, Floats, Index, Interactions, top_k
+from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
+from dlcf.runtime.settings import setting
 from dlcf.training import (
     Batch,
     History,
@@ -40,11 +43,10 @@ from dlcf.training import (
     pick_device,
     predict_in_batches,
     seeded,
-    train_network,
 )
-from dlcf.variants.shapley import cold_coalitions, share_correlation
+from dlcf.variants.shapley import cold_coalitions, evenly_spread, share_correlation
 
-__all__ = ["DeepCFPlus", "EvidenceNetwork", "item_scores"]
+__all__ = ["DeepCFPlus", "EvidenceNetwork"]
 
 NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Evidence
 HEADS, HIDDEN = 4, (128, 64)
@@ -158,29 +160,8 @@ def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     return layer
 
 
-def item_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
-    """Scores ``W B`` of EASE (Steck, 2019) for weighted ratings.
-
-    B minimises ``|W - W B|^2 + regularization |B|^2`` with a diagonal of zeros, so ``B = I - P /
-    diag(P)`` by columns with ``P = (W^T W + regularization I)^-1``. With ``A = (W W^T +
-    regularization I)^-1``, which is only users x users, ``W P = A W`` and
-    ``diag(P) = (1 - diag(W^T A W)) / regularization``.
-    """
-    gram = weights @ weights.T
-    gram[np.diag_indices(len(gram))] += regularization
-    solved = np.linalg.solve(gram, weights)
-    diagonal = (1.0 - np.einsum("ui,ui->i", weights, solved)) / np.float32(regularization)
-    return weights - solved / diagonal
-
-
-def _tensors(users: NDArray[Any], movies: NDArray[Any], evidence: Evidence) -> Batch:
-    """The inputs of :class:`EvidenceNetwork`, on the CPU."""
-    fields = (getattr(evidence, name) for name in NETWORK_FIELDS)
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (users, movies, *fields))
-
-
 @dataclass(kw_only=True, eq=False)
-class DeepCFPlus(EvidenceRecommender):
+class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     """Evidence of other ratings, read by a gated network; see the module's description.
 
     Its predictions depend on the time of the pair: where no timestamp is given, it is an hour
@@ -202,7 +183,7 @@ class DeepCFPlus(EvidenceRecommender):
         Dropout rate before and after the tower's layer.
     folds, cuts
         Of the training episodes, see :func:`episodes`; no cuts, no future episodes.
-    epochs, batch_size, learning_rate
+    epochs, batch_size, learning_rate, seed, device
         See :class:`dlcf.training.TrainingConfig`; the schedule is ``"one-cycle"``.
     weight_decay
         Of AdamW, for all but the embeddings.
@@ -212,44 +193,35 @@ class DeepCFPlus(EvidenceRecommender):
     rerank, candidates
         The scores of the user's best `candidates` unseen movies, negative ones taken as 0, are
         multiplied by ``exp(rerank (r - mean r))``, r their predicted ratings; others keep theirs.
-    seed, device
-        See :class:`dlcf.training.TrainingConfig`.
     """
 
     name: ClassVar[str] = "deepcf-plus"
-    preset: str = "full"
-    embedding_size: int = 16
-    history_size: int = 32
-    tower_dropout: float = 0.1
-    folds: int = 5
-    cuts: Sequence[float] = (0.4, 0.6, 0.8)
-    epochs: int | None = None
-    batch_size: int = 1024
-    learning_rate: float = 0.005
-    weight_decay: float = 0.02
-    regularization: float = 300.0
+    preset: str = setting("full", choices=("full", "quick"))
+    embedding_size: int = setting(16, least=1)
+    history_size: int = setting(32, least=1)
+    tower_dropout: float = setting(0.1, least=0, below=1)
+    folds: int = setting(5, least=2)
+    cuts: Sequence[float] = setting((0.4, 0.6, 0.8), above=0, below=1)
+    epochs: int | None = setting(None, least=1)
+    batch_size: int = setting(1024, least=1)
+    learning_rate: float = setting(0.005, above=0)
+    weight_decay: float = setting(0.02, least=0)
+    regularization: float = setting(300.0, above=0)
     rating_weight: float = 0.65
     rerank: float = 0.2
-    candidates: int = 100
-    seed: int = 0
+    candidates: int = setting(100, least=1)
+    seed: int = setting(0, least=0)
     device: str = "auto"
     PRESETS: ClassVar[dict[str, int]] = {"full": 6, "quick": 2}  # epochs
-
+    network_class: ClassVar[type[EvidenceNetwork]] = EvidenceNetwork
+    saved_as: ClassVar[dict[str, str]] = {"last": "network"}
+    weights = "last"  # where a one-cycle ends is what it is for
     explanation_method = "attention"  # what the two weights of `explain` are
 
     def __post_init__(self) -> None:
-        if self.preset not in self.PRESETS:
-            raise ValueError(f"no preset {self.preset!r}; choose {' or '.join(self.PRESETS)}")
+        super().__post_init__()
         if self.epochs is None:
             self.epochs = self.PRESETS[self.preset]
-        for name, least in (("history_size", 1), ("folds", 2), ("candidates", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
-        if self.regularization <= 0:
-            raise ValueError(f"regularization is {self.regularization}; give a positive number")
-        self.cuts = tuple(self.cuts)
-        if not all(0 < cut < 1 for cut in self.cuts):
-            raise ValueError(f"cuts are {self.cuts}; give fractions between 0 and 1")
 
     def explain(self, user_id: int, movie_id: int) -> Explanation:
         """Strength, the gate's two weights, and the attended ratings of one recommendation.
@@ -268,15 +240,12 @@ class DeepCFPlus(EvidenceRecommender):
             for context, _, evidence, gate, weights in self._read(users, movies, None):
                 user_weight = float(gate[0, 0])
                 items = self._attended(context, evidence, weights[0])
-        low, high = self.scale
-        return Explanation(
-            user_id=int(user_id),
-            movie_id=int(movie_id),
-            strength=(rating - low) / (high - low),
-            user_weight=user_weight,
-            movie_weight=1.0 - user_weight,
-            rating=rating,
-            scale=self.scale,
+        return Explanation.of_rating(
+            user_id,
+            movie_id,
+            rating,
+            self.scale,
+            user_weight,
             title=self.title(movie_id),
             known_user=bool(known_user),
             known_movie=bool(known_movie),
@@ -287,10 +256,11 @@ class DeepCFPlus(EvidenceRecommender):
 
     def untrained(self, seed: int = 0) -> DeepCFPlus:
         """A copy whose network has fresh initial parameters; features stay centred and scaled."""
-        model, device = copy.copy(self), self.network.gate.weight.device
+        model, device = copy.copy(self), self.torch_device()
         with seeded(seed, device):
-            model.network = self._build().to(device).eval()
+            model.network = self.build_network(self.data).to(device).eval()
         model.network.load_state_dict(dict(self.network.named_buffers()), strict=False)
+        model._states = {"last": model.network.state_dict()}
         model._faithfulness = None
         return model
 
@@ -298,30 +268,25 @@ class DeepCFPlus(EvidenceRecommender):
     def faithfulness(self) -> float | None:
         """Spearman's correlation of the user's weight and its Shapley share, in [-1, 1].
 
-        An absent user or movie is an unknown one, :func:`~dlcf.models.deepcf.cold_coalitions`.
-        Measured by `fit` where it is given a validation frame, or by :meth:`measure_faithfulness`;
-        None before.
+        An absent user or movie is an unknown one, :func:`~dlcf.variants.shapley.cold_coalitions`.
+        None until `fit`, by a validation frame, or :meth:`measure_faithfulness` measured it.
         """
         return self._faithfulness
 
     def measure_faithfulness(self, pairs: pd.DataFrame) -> float | None:
-        """Measure how faithful the two weights are; from then on `explain` says so.
+        """:attr:`faithfulness` on `pairs`, None where the weights or the shares are all alike.
+
+        From then on `explain` says so.
 
         Parameters
         ----------
         pairs
             Held-out `userId`, `movieId` and, where it is known, `timestamp`. Unknown users and
             movies are left out; of the rest 2,000 at most are read, evenly spread.
-
-        Returns
-        -------
-        float or None
-            :attr:`faithfulness`; None where the weights or the shares are all alike.
         """
         _, known_user, _, known_movie = self.positions(pairs)
         known = np.flatnonzero(known_user & known_movie)
-        size = min(len(known), MOST_MEASURED)
-        some = pairs.iloc[known[np.linspace(0, len(known) - 1, size).astype(np.int64)]]
+        some = pairs.iloc[known[evenly_spread(len(known), MOST_MEASURED)]]
         weight = self.attention_weights(some)[:, 0]
         self._faithfulness = share_correlation(weight, cold_coalitions(self, some))
         return self._faithfulness
@@ -330,15 +295,13 @@ class DeepCFPlus(EvidenceRecommender):
         self, context: Context, evidence: Evidence, weights: NDArray[Any]
     ) -> tuple[HistoryItem, ...]:
         """The attended ratings of a single pair, the highest weight first."""
-        items = []
-        for entry in np.argsort(-weights[: evidence.count[0]], kind="stable"):
-            position = evidence.history[0, entry]
-            movie_id = int(self.movie_ids[context.movies[position]])
-            rating = float(context.ratings[position])
-            items.append(HistoryItem(movie_id, self.title(movie_id), rating, float(weights[entry])))
-        return tuple(items)
+        entries = np.argsort(-weights[: evidence.count[0]], kind="stable")
+        rated = evidence.history[0, entries]
+        columns = self.movie_ids[context.movies[rated]], context.ratings[rated], weights[entries]
+        items = zip(*(column.tolist() for column in columns), strict=True)
+        return tuple(HistoryItem(i, self.title(i), rating, weight) for i, rating, weight in items)
 
-    def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
+    def attention_weights(self, pairs: pd.DataFrame) -> Floats:
         """Weights on the user's and the movie's side: the gate.
 
         Parameters
@@ -360,9 +323,7 @@ class DeepCFPlus(EvidenceRecommender):
             user_weight[known[rows]] = gate[:, 0]
         return np.stack([user_weight, 1.0 - user_weight], axis=1)
 
-    def history_attention(
-        self, users: NDArray[np.int64], movies: NDArray[np.int64], signed: bool = False
-    ) -> NDArray[np.float64]:
+    def history_attention(self, users: Index, movies: Index, signed: bool = False) -> Floats:
         """Learned attention on each rating of one user's history, the mean over the heads.
 
         Parameters
@@ -375,8 +336,7 @@ class DeepCFPlus(EvidenceRecommender):
         Returns
         -------
         ndarray
-            ``(ratings of the user, n)``, 0 where a rating is not among the `history_size` that are
-            attended to.
+            ``(ratings of the user, n)``, 0 of ratings that are not among the `history_size`.
         """
         own = self._seen[users[0]].indices
         found = np.zeros((len(own), len(movies)))
@@ -388,21 +348,18 @@ class DeepCFPlus(EvidenceRecommender):
         return found
 
     def _read(
-        self, users: NDArray[Any], movies: NDArray[Any], timestamps: NDArray[Any] | None
-    ) -> Iterator[tuple[Context, NDArray[Any], Evidence, NDArray[Any], NDArray[Any]]]:
+        self, users: Index, movies: Index, timestamps: Index | None
+    ) -> Iterator[tuple[Context, Index, Evidence, Floats, Floats]]:
         """By context: its pairs with a history, their evidence, gates, and attention by rating."""
-        times = self._times(users, timestamps).astype(float)
-        device = pick_device(self.device)
+        times, device = self._times(users, timestamps), self.torch_device()
         for context, all_rows in self._contexts(users, movies):
             seen = all_rows[context.user_count[users[all_rows]] > 0]
-            for rows in np.split(seen, range(4096, len(seen), 4096)):
-                if not len(rows):
-                    continue
-                pair = users[rows], movies[rows]
-                evidence = context.describe(*pair, times[rows], self.history_size)
+            for first in range(0, len(seen), 4096):
+                rows = seen[first : first + 4096]
+                pairs = users[rows], movies[rows], times[rows]
+                evidence, inputs = self._inputs(context, *pairs)
                 with torch.no_grad():
-                    inputs = (tensor.to(device) for tensor in _tensors(*pair, evidence))
-                    _, gate, attention = self.network.read(*inputs)
+                    _, gate, attention = self.network.read(*(t.to(device) for t in inputs))
                 weights = attention.double().mean(dim=2).cpu().numpy()
                 yield context, rows, evidence, gate.double().cpu().numpy(), weights
 
@@ -411,18 +368,13 @@ class DeepCFPlus(EvidenceRecommender):
     ) -> None:
         if len(data) < 2:
             raise ValueError(f"{self.name} needs at least 2 ratings to train on, not {len(data)}")
-        self._take_side_information(movies)
-        self._take_ratings(data)
-        train = self._batch(
-            (Context(self.data.take(visible), self.side), self.data.take(hidden))
-            for visible, hidden in episodes(self.data, self.folds, self.cuts, self.seed)
-        )
+        self.prepare(data, movies)
+        train = self.hidden_ratings(episodes(self.data, self.folds, self.cuts, self.seed))
         held_out = None
         if validation is not None:
             views = self._contexts(validation.users, validation.movies)
             held_out = self._batch((context, validation.take(rows)) for context, rows in views)
-        self._train(train, held_out)
-        self._faithfulness = None
+        self.train_on(train, held_out)
         if validation is not None:
             self.measure_faithfulness(self._pairs(validation))
 
@@ -432,42 +384,54 @@ class DeepCFPlus(EvidenceRecommender):
         pairs = pd.DataFrame({"userId": users, "movieId": movies})
         return pairs.assign(timestamp=data.timestamps) if data.timestamps.any() else pairs
 
-    def _train(self, train: Batch | None, held_out: Batch | None) -> None:
-        """Train a fresh network on hidden ratings and their evidence."""
-        wanted = TrainingConfig.__dataclass_fields__
-        settings = {name: value for name, value in self.config.items() if name in wanted}
-        config = TrainingConfig(**settings, schedule="one-cycle")
-        self.history = History()
-        device = pick_device(self.device)
+    def hidden_ratings(
+        self, masks: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+    ) -> Batch | None:
+        """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence."""
+        take = self.data.take
+        return self._batch((Context(take(seen), self.side), take(hidden)) for seen, hidden in masks)
+
+    def train_on(self, hidden: Batch | None, held_out: Batch | None = None) -> None:
+        """Train a fresh network on :meth:`hidden_ratings`, once ratings and movies are prepared."""
+        self._faithfulness = None
+        if hidden is not None and len(hidden[0]) >= 2:
+            self._train(self.data, hidden, held_out)
+            return
+        # Nobody has two ratings: there is no evidence to learn from.
+        self.history, device = History(), pick_device(self.device)
         with seeded(self.seed, device):
-            self.network = self._build().to(device)
-            if train is not None and len(train[0]) >= 2:
-                self.network.standardise(train[3], train[4])
-                self.history, _ = train_network(self.network, train, held_out, config)
-            else:  # Nobody has two ratings: there is no evidence to learn from.
-                for parameter in self.network.parameters():
-                    nn.init.zeros_(parameter)
-        self.network.eval()
+            self.network = self.build_network(self.data).to(device).eval()
+        for parameter in self.network.parameters():
+            nn.init.zeros_(parameter)
+        self._states = {"last": self.network.state_dict()}
+
+    def _before_training(self, train: Batch) -> None:
+        self.network.standardise(train[3], train[4])
+
+    def training_config(self) -> TrainingConfig:
+        return replace(super().training_config(), schedule="one-cycle")
 
     def _take_ratings(self, data: Interactions) -> None:
         super()._take_ratings(data)
-        self.__dict__.pop("_item_scores", None)
+        self.__dict__.pop("item_scores", None)
 
     @cached_property
-    def _item_scores(self) -> NDArray[np.float32]:
-        """The item-item scores of all users; in closed form, and only once they are asked for."""
+    def item_scores(self) -> NDArray[np.float32]:
+        """Item-item scores of all users, before re-ranking; computed once they are asked for.
+
+        float32 ``(n_users, n_movies)``, by the current `regularization` and `rating_weight`.
+        """
         data = self.data
         weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
         deviation = data.ratings - np.float32(self.context.mean)
         weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)
-        return item_scores(weights, self.regularization)
+        return ease_scores(weights, self.regularization)
 
-    def _build(self) -> EvidenceNetwork:
-        """A fresh network."""
+    def build_network(self, data: Interactions) -> EvidenceNetwork:
         user, movie = self.context.feature_names()
-        return EvidenceNetwork(
-            self.data.n_users,
-            self.data.n_movies,
+        return self.network_class(
+            data.n_users,
+            len(self.side.years),
             (len(user), len(movie)),
             self.embedding_size,
             self.tower_dropout,
@@ -483,41 +447,36 @@ class DeepCFPlus(EvidenceRecommender):
                 continue
             given = hidden.timestamps if hidden.timestamps.any() else None
             times = self._times(hidden.users, given)
-            inputs = self._inputs(context, hidden.users, hidden.movies, times)
+            _, inputs = self._inputs(context, hidden.users, hidden.movies, times)
             parts.append((*inputs, torch.from_numpy(hidden.ratings)))
         if not parts:
             return None
         device = pick_device(self.device)
-        return tuple(torch.cat(tensors).to(device) for tensors in zip(*parts, strict=True))
+        return tuple(torch.cat(column).to(device) for column in zip(*parts, strict=True))
 
     def _inputs(
-        self, context: Context, users: NDArray[Any], movies: NDArray[Any], times: NDArray[Any]
-    ) -> Batch:
-        """The network's inputs of pairs whose users have visible ratings, on the CPU."""
-        evidence = context.describe(users, movies, times.astype(float), self.history_size)
-        return _tensors(users, movies, evidence)
+        self, context: Context, users: Index, movies: Index, times: NDArray[Any]
+    ) -> tuple[Evidence, Batch]:
+        """Evidence of pairs whose users have visible ratings; the network's inputs, on the CPU."""
+        evidence = context.describe(users, movies, times, self.history_size)
+        arrays = users, movies, *(getattr(evidence, name) for name in NETWORK_FIELDS)
+        return evidence, tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
 
-    def _predict(
-        self,
-        users: NDArray[np.int64],
-        movies: NDArray[np.int64],
-        timestamps: NDArray[np.int64] | None,
-    ) -> NDArray[np.float64]:
-        times = self._times(users, timestamps)
-        device = pick_device(self.device)
+    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
+        times, device = self._times(users, timestamps), self.torch_device()
         ratings = np.empty(len(users))
         for context, rows in self._contexts(users, movies):
             ratings[rows] = context.mean + context.movie_bias[movies[rows]]
             rows = rows[context.user_count[users[rows]] > 0]
             if len(rows):
-                inputs = self._inputs(context, users[rows], movies[rows], times[rows])
+                _, inputs = self._inputs(context, users[rows], movies[rows], times[rows])
                 on_device = (tensor.to(device) for tensor in inputs)
                 predicted = predict_in_batches(self.network, *on_device, batch_size=4096)
                 ratings[rows] = predicted.cpu().numpy()
         return ratings
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        scores = self._item_scores[users]
+    def _score(self, users: Index) -> NDArray[np.float32]:
+        scores = self.item_scores[users]
         unseen = self.context.seen[: scores.shape[1], users].T == 0
         best = top_k(np.where(unseen, scores, -np.inf), self.candidates)
         row, place = np.nonzero(np.take_along_axis(unseen, best, axis=1))
@@ -529,20 +488,9 @@ class DeepCFPlus(EvidenceRecommender):
         scores[row, movies] = np.maximum(scores[row, movies], 0) * factor
         return scores
 
-    def _state(self) -> Arrays:
-        learned = {f"network.{k}": v.cpu().numpy() for k, v in self.network.state_dict().items()}
-        return super()._state() | learned
-
     def _extra(self) -> dict[str, Any]:
-        return {"history": self.history.as_dict(), "faithfulness": self._faithfulness}
+        return super()._extra() | {"faithfulness": self._faithfulness}
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
-        self.history = History(**extra["history"])
         self._faithfulness = extra.get("faithfulness")
         super()._restore(state, extra)
-        device = pick_device(self.device)
-        with seeded(self.seed, device):
-            self.network = self._build().to(device).eval()
-        prefix = "network."
-        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self.network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})

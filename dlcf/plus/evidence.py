@@ -2,16 +2,16 @@
 
 **No rating is evidence of itself.** A rating that is to be predicted must not have touched its own
 evidence. Leaving only its own entry out is not enough: the movie's mean, the user's mean and the
-residuals of the user's *other* ratings all hold a trace of it, which a network finds and which is
-not there at test time. So training imitates the test: an episode hides a part of the ratings, a
-:class:`Context` is computed from the visible rest as if nothing else existed, and the hidden
-ratings are what is learned from. Random episodes hide each rating once (the test is a random
-sample); future episodes cut histories and hide what comes next (the test lies ahead). For the same
-reason a pair of the training set is predicted from the context that hides its fold.
+residuals of the user's *other* ratings hold a trace of it, which a network finds and a test does
+not have. So training imitates the test: an episode hides a part of the ratings, a :class:`Context`
+is computed from the visible rest alone, and the hidden ratings are learned from. Random episodes
+hide each rating once (the test is a random sample); future episodes cut histories and hide what
+comes next (the test lies ahead). For the same reason a pair of the training set is predicted from
+the context that hides its fold.
 
 Evidence looks both ways in time. After a random split, the ratings that a user gave just before and
-just after the one in question are visible, and tell most; after a temporal split only earlier ones
-of the same user are. What is visible decides, not the model.
+just after the one in question are visible; after a temporal split only earlier ones of the same
+user are. What is visible decides, not the model.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dlcf.models.base import Arrays, Interactions
+from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Arrays, Index, Interactions, fit_biases
 from dlcf.serving.history import HistoryRecommender
 
 __all__ = ["Context", "Evidence", "EvidenceRecommender", "SideInformation", "episodes", "folds_of"]
 
-Floats = NDArray[Any]
+Values = NDArray[Any]
 TIME_SCALES = (15.0, 90.0, 600.0, 3600.0, 86400.0, 30 * 86400.0, 3e7)  # seconds: page ... year
 SESSION = 2  # the position of ten minutes in TIME_SCALES
 YEAR = 31_557_600.0  # seconds
-USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0
 N_CHANNELS = 8  # what is said of each rating in the history
 LARGEST_GRIDS = 8 * 2**30  # bytes
 CELLS_AT_ONCE = 2_000_000  # pairs x history entries
@@ -66,11 +65,11 @@ class Evidence:
         int32 ``(n, history_size)``, their positions in the context's ratings.
     """
 
-    baseline: Floats
-    user: Floats
-    movie: Floats
-    channels: Floats
-    count: NDArray[np.int64]
+    baseline: Values
+    user: Values
+    movie: Values
+    channels: Values
+    count: Index
     history: NDArray[np.int32]
 
 
@@ -86,22 +85,16 @@ class Context:
     """
 
     def __init__(self, data: Interactions, side: SideInformation) -> None:
-        order = np.lexsort((data.timestamps, data.users))
-        users, movies = data.users[order], data.movies[order]
-        self.movies, self.ratings, self.side = movies, data.ratings[order].astype(float), side
-        self.times = data.timestamps[order].astype(float)
+        data = data.take(np.lexsort((data.timestamps, data.users)))
+        users, movies, self.side = data.users, data.movies, side
+        self.movies, self.ratings = movies, data.ratings.astype(float)
+        self.times = data.timestamps.astype(float)
         self.user_count = np.bincount(users, minlength=data.n_users)
         self.movie_count = np.bincount(movies, minlength=data.n_movies)
         self.start = np.concatenate([[0], np.cumsum(self.user_count)])
-        self.mean = float(self.ratings.mean())
-        centred = self.ratings - self.mean
-        user_bias = np.zeros(data.n_users)
+        self.mean, user_bias, self.movie_bias = fit_biases(data, sweeps=10)
         movie_weight = self.movie_count + MOVIE_DAMPING
-        for _ in range(10):
-            rest = np.bincount(movies, centred - user_bias[users], data.n_movies)
-            self.movie_bias = rest / movie_weight
-            rest = np.bincount(users, centred - self.movie_bias[movies], data.n_users)
-            user_bias = rest / (self.user_count + USER_DAMPING)
+        centred = self.ratings - self.mean
         residual = centred - self.movie_bias[movies] - user_bias[users]
         # The deviation of a rating from what the *others* think of the movie.
         own = centred - user_bias[users]
@@ -111,7 +104,7 @@ class Context:
         self.movie_spread = np.sqrt((squares + 3 * residual.var()) / (self.movie_count + 3))
         usual = np.bincount(users, self.deviation, data.n_users) / (self.user_count + 1)
 
-        def grid(values: Floats | float) -> NDArray[np.float32]:
+        def grid(values: Values | float) -> NDArray[np.float32]:
             dense = np.zeros((data.n_movies, data.n_users), np.float32)
             dense[movies, users] = values
             return dense
@@ -121,7 +114,7 @@ class Context:
         self.taste = grid(self.deviation - usual[users])
 
     def describe(
-        self, users: NDArray[Any], movies: NDArray[Any], times: Floats, history_size: int
+        self, users: NDArray[Any], movies: NDArray[Any], times: Values, history_size: int
     ) -> Evidence:
         """Evidence of pairs that are not in the context; each row depends on its own pair alone.
 
@@ -145,8 +138,8 @@ class Context:
         return Evidence(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
 
     def _describe_user(
-        self, user: int, movies: NDArray[Any], times: Floats, size: int
-    ) -> tuple[Floats, ...]:
+        self, user: int, movies: NDArray[Any], times: Values, size: int
+    ) -> tuple[Values, ...]:
         """The fields of `Evidence` for pairs of one user."""
         kernels = self.kernels(user, movies, times)
         of_user = self.user_evidence(user, times, kernels)
@@ -174,7 +167,7 @@ class Context:
         mean = float(deviation.sum() / (len(deviation) + USER_DAMPING))
         return mean, deviation - np.float32(mean)
 
-    def kernels(self, user: int, movies: NDArray[Any], times: Floats) -> dict[str, Floats]:
+    def kernels(self, user: int, movies: NDArray[Any], times: Values) -> dict[str, Values]:
         """How near each pair is to each rating of the user's history, ``(pairs, history)`` each.
 
         ``co-rated`` = n_ij / sqrt((n_i + 10) (n_j + 9)) with n_ij users who rated both movies;
@@ -197,16 +190,14 @@ class Context:
         }
 
     def user_evidence(
-        self, user: int, times: Floats, kernels: dict[str, Floats]
-    ) -> dict[str, Floats]:
+        self, user: int, times: Values, kernels: dict[str, Values]
+    ) -> dict[str, Values]:
         """What the user's other ratings say; ``(pairs,)`` each, in rating units or logs of mass."""
         mean, deviation = self.deviations(user)
         n = len(deviation)
         spread = np.sqrt((deviation.var() * n + 2.4) / (n + 3))
-        columns = {"mean": mean, "count": np.log1p(n), "spread": spread}
-        evidence: dict[str, Floats] = {
-            name: np.full(len(times), value) for name, value in columns.items()
-        }
+        usual = {"mean": mean, "count": np.log1p(n), "spread": spread}
+        evidence: dict[str, Values] = {k: np.full(len(times), v) for k, v in usual.items()}
         for scale in TIME_SCALES:
             weights = _decay(kernels["gap"], scale)
             value, mass = _attend(weights, deviation, 1.5)
@@ -228,13 +219,13 @@ class Context:
         evidence["co-rated sum"] = np.log1p(rated.sum(axis=1))
         return evidence
 
-    def _neighbours(self, user: int, times: Floats, deviation: Floats) -> dict[str, Floats]:
+    def _neighbours(self, user: int, times: Values, deviation: Values) -> dict[str, Values]:
         """The ratings just before and just after, and where in the history the time lies."""
         history = self.times[self.history(user)]
         n = len(history)
         before = np.searchsorted(history, times, "right") - 1
         after = np.searchsorted(history, times, "left")
-        evidence: dict[str, Floats] = {"position": after / n}
+        evidence: dict[str, Values] = {"position": after / n}
         for name, entry in (("previous", before), ("next", after)):
             exists, entry = (entry >= 0) & (entry < n), np.clip(entry, 0, n - 1)
             gap = np.log1p(np.abs(times - history[entry]))
@@ -242,7 +233,7 @@ class Context:
             evidence[f"{name} gap"] = np.where(exists, gap, 20.0)
         return evidence
 
-    def movie_evidence(self, user: int, movies: NDArray[Any], times: Floats) -> dict[str, Floats]:
+    def movie_evidence(self, user: int, movies: NDArray[Any], times: Values) -> dict[str, Values]:
         """What the movie's other ratings say, and what the movie is; ``(pairs,)`` each."""
         rated = self.movies[self.history(user)]
         shared = self.seen[rated].sum(axis=0)  # movies that each user shares with this one
@@ -266,7 +257,7 @@ class Context:
             "date": date - 2005,
         }
 
-    def _history(self, user: int, kernels: dict[str, Floats], size: int) -> tuple[Floats, ...]:
+    def _history(self, user: int, kernels: dict[str, Values], size: int) -> tuple[Values, ...]:
         """Channels, count and positions of the most relevant ratings of the history."""
         n_pairs, n = kernels["gap"].shape
         count = min(size, n)
@@ -295,12 +286,12 @@ class Context:
         return channels, np.full(n_pairs, count), positions
 
 
-def _decay(gap: Floats, scale: float) -> NDArray[np.float32]:
+def _decay(gap: Values, scale: float) -> NDArray[np.float32]:
     """``exp(-|gap| / scale)``."""
     return np.exp(-np.abs(gap).astype(np.float32) / np.float32(scale))
 
 
-def _attend(weights: Floats, values: Floats, null: float) -> tuple[Floats, Floats]:
+def _attend(weights: Values, values: Values, null: float) -> tuple[Values, Values]:
     """``sum_j w_j v_j / (sum_j w_j + null)`` and the mass ``sum_j w_j`` of each row.
 
     The null entry holds the value 0; it takes the weight where nothing is near.
@@ -309,7 +300,7 @@ def _attend(weights: Floats, values: Floats, null: float) -> tuple[Floats, Float
     return weights @ values / (mass + null), mass
 
 
-def folds_of(n: int, folds: int, seed: int) -> NDArray[np.int64]:
+def folds_of(n: int, folds: int, seed: int) -> Index:
     """The random fold, from 0 to ``folds - 1``, of each of `n` ratings; sizes differ by one."""
     return np.random.default_rng(seed).permutation(n) % folds
 
@@ -347,8 +338,9 @@ def episodes(
 class EvidenceRecommender(HistoryRecommender):
     """A recommender that sees each pair from a context that does not hold its rating.
 
-    Subclasses call `_take_side_information` and `_take_ratings` in `_fit`, and describe pairs by
-    the contexts that `_contexts` gives.
+    Subclasses call `prepare` in `_fit`, and describe pairs by the contexts that `_contexts` gives.
+    `data` are the ratings of train, `context` is theirs; `side` has as columns the movies of train,
+    those that only the frame of movies knows, and a last one for all others.
     """
 
     folds: int
@@ -382,13 +374,11 @@ class EvidenceRecommender(HistoryRecommender):
         users, known, _, _ = self.positions(pairs)
         if not known.all():
             unknown = pairs["userId"].to_numpy()[~known][0]
-            raise ValueError(
-                f"pairs: user {unknown} has no rating in train, so there is no evidence"
-            )
+            raise ValueError(f"pairs: user {unknown} has no rating in train, so no evidence")
         movies = self._columns(pairs["movieId"].to_numpy())
         times = self._times(users, pairs["timestamp"].to_numpy() if "timestamp" in pairs else None)
-        of_user, of_movie = self.context.feature_names()
-        names = [("user", name) for name in of_user] + [("movie", name) for name in of_movie]
+        sides = zip(("user", "movie"), self.context.feature_names(), strict=True)
+        names = [(side, name) for side, of_side in sides for name in of_side]
         values = np.empty((len(pairs), len(names)))
         for context, rows in self._contexts(users, movies):
             found = context.describe(users[rows], movies[rows], times[rows], 1)
@@ -396,15 +386,18 @@ class EvidenceRecommender(HistoryRecommender):
         columns = pd.MultiIndex.from_tuples(names, names=["side", "name"])
         return pd.DataFrame(values, columns=columns, index=pairs.index)
 
+    def prepare(self, data: Interactions, movies: pd.DataFrame | None) -> None:
+        """Take the ratings of train and, where there is one, the frame of movies."""
+        self._take_side_information(movies)
+        self._take_ratings(data)
+
     def _take_side_information(self, movies: pd.DataFrame | None) -> None:
-        """Columns: the movies of train, the frame's others, and one for all that are unknown."""
         if movies is None:
             movies = pd.DataFrame({"movieId": np.array([], dtype=np.int64)})
-        movies = movies.drop_duplicates("movieId")
         self._other_ids = np.setdiff1d(movies["movieId"].to_numpy(np.int64), self.movie_ids)
         n_columns = len(self.movie_ids) + len(self._other_ids) + 1
         column = self._columns(movies["movieId"].to_numpy())
-        years: Floats = np.full(n_columns, np.nan)
+        years: Values = np.full(n_columns, np.nan)
         if "year" in movies:
             known = pd.to_numeric(movies["year"], errors="coerce")
             years[column] = known.to_numpy(dtype=float, na_value=np.nan)
@@ -420,7 +413,7 @@ class EvidenceRecommender(HistoryRecommender):
         self.side = SideInformation(genres, years.astype(np.float32))
 
     def _take_ratings(self, data: Interactions) -> None:
-        """The context of all of train, and the folds; refuses what is too large for dense grids."""
+        """Compute `context`, and draw the folds; ValueError for what dense grids cannot hold."""
         n_users, n_columns = data.n_users, len(self.side.years)
         n_bytes = 32 * n_users * n_columns + 8 * n_users**2
         if n_bytes > LARGEST_GRIDS:
@@ -437,7 +430,7 @@ class EvidenceRecommender(HistoryRecommender):
 
     def _contexts(
         self, users: NDArray[Any], movies: NDArray[Any]
-    ) -> Iterator[tuple[Context, NDArray[np.int64]]]:
+    ) -> Iterator[tuple[Context, Index]]:
         """The context that each pair is seen from, with the rows of its pairs.
 
         It is that of all of train or, for a pair of train, that of the folds that it is not in.
@@ -452,13 +445,13 @@ class EvidenceRecommender(HistoryRecommender):
                 context = Context(self.data.take(self._fold != k), self.side)
             yield context, np.flatnonzero(fold == k)
 
-    def _columns(self, movie_ids: NDArray[Any]) -> NDArray[np.int64]:
+    def _columns(self, movie_ids: NDArray[Any]) -> Index:
         """The side information's column of each MovieLens id."""
         known = pd.Index(np.concatenate([self.movie_ids, self._other_ids]))
         column = known.get_indexer(pd.Index(movie_ids))
         return np.where(column < 0, len(known), column)
 
-    def _times(self, users: NDArray[Any], timestamps: NDArray[Any] | None) -> Floats:
+    def _times(self, users: NDArray[Any], timestamps: NDArray[Any] | None) -> Values:
         """Seconds of each pair; all 0 where training had no times."""
         if not self._timed:
             return np.zeros(len(users))
@@ -468,7 +461,7 @@ class EvidenceRecommender(HistoryRecommender):
         given = np.asarray(timestamps, dtype=float)
         return np.where(np.isnan(given), latest, given)
 
-    def _training_ratings(self) -> Floats:
+    def _training_ratings(self) -> Values:
         return self.data.ratings
 
     def _revise(
@@ -480,7 +473,7 @@ class EvidenceRecommender(HistoryRecommender):
         self._fold, self._latest = original._fold[kept], original._latest
 
     def _state(self) -> Arrays:
-        return {
+        return super()._state() | {
             "ratings": self.data.ratings,
             "timestamps": self.data.timestamps,
             "other_ids": self._other_ids,
@@ -494,3 +487,4 @@ class EvidenceRecommender(HistoryRecommender):
         users, movies = (index.astype(np.int64) for index in self._seen.nonzero())
         known = state["ratings"], state["timestamps"], *self._seen.shape
         self._take_ratings(Interactions(users, movies, *known))
+        super()._restore(state, extra)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlcf import metrics
 from dlcf.evaluation import first_places
+from dlcf.models.base import Floats, Index
 
 __all__ = ["CHOICES", "PAPER", "distance", "effects", "nearest", "protocol_table"]
 
@@ -38,24 +39,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 def protocol_table(
     predictions: Mapping[tuple[str, str], pd.DataFrame], k: int = 10
 ) -> pd.DataFrame:
-    """The paper's six metrics under every combination of `CHOICES`.
+    """The paper's six metrics under every combination of `CHOICES`, one row each.
 
-    In each case a user's rated test movies are ranked by prediction.
-
-    Parameters
-    ----------
-    predictions
-        (split, epoch) -> frame with `userId`, `rating`, `predicted`, one row a test rating.
-    k
-        Length of a list.
-
-    Returns
-    -------
-    DataFrame
-        One row a protocol: the choices and the metrics. ``users``: over whom the mean runs. With
-        ``recommended`` a movie counts as recommended only where it is in the list *and* its
-        prediction reaches the threshold, as in the example script of Surprise (Hug, 2020); a mean
-        over ``all`` users takes an undefined ratio as 0.
+    Of `predictions`, (split, epoch) -> frame with `userId`, `rating`, `predicted`, a user's rated
+    test movies are ranked by prediction and the first `k` are listed. ``users``: over whom the mean
+    runs; over ``all``, an undefined ratio is 0. With ``recommended`` a movie counts only where it
+    is listed *and* its prediction reaches the threshold, as in the example script of Surprise (Hug,
+    2020).
     """
     rows = []
     for (split, epoch), frame in predictions.items():
@@ -63,24 +53,18 @@ def protocol_table(
             raw = frame["predicted"].to_numpy(np.float64)
             predicted = np.round(2 * raw) / 2 if rounding == "half stars" else raw
             actual = frame["rating"].to_numpy(np.float64)
-            error = {
-                "RMSE": metrics.rmse(actual, predicted),
-                "MAE": metrics.mae(actual, predicted),
-            }
+            error = {"RMSE": metrics.rmse(actual, predicted), "MAE": metrics.mae(actual, predicted)}
             lists = _Lists(frame["userId"].to_numpy(), actual, predicted, k)
             for values in product(*(CHOICES[name] for name in list(CHOICES)[1:])):
                 choice = dict(zip(list(CHOICES)[1:], values, strict=True))
-                rows.append(
-                    {"split": split, "epoch": epoch, "rounding": rounding, **choice, **error}
-                    | lists.measure(*values)
-                )
+                of = {"split": split, "epoch": epoch, "rounding": rounding}
+                rows.append({**of, **choice, **error, **lists.measure(*values)})
     return pd.DataFrame(rows)
 
 
 def distance(table: pd.DataFrame, target: Mapping[str, float] = PAPER) -> pd.Series:
     """Largest absolute difference of any metric from the paper's, for each protocol."""
-    names = list(target)
-    return (table[names] - pd.Series(target)).abs().max(axis=1)
+    return (table[list(target)] - pd.Series(target)).abs().max(axis=1)
 
 
 def nearest(table: pd.DataFrame, n: int = 5, target: Mapping[str, float] = PAPER) -> pd.DataFrame:
@@ -92,34 +76,24 @@ def nearest(table: pd.DataFrame, n: int = 5, target: Mapping[str, float] = PAPER
 def effects(table: pd.DataFrame, base: Mapping[str, Any]) -> pd.DataFrame:
     """How far each choice alone moves each metric, from a base protocol.
 
-    Returns
-    -------
-    DataFrame
-        One row for each other value of each choice: ``choice``, ``value`` and the change of each
-        metric against `base`.
+    One row for each other value of each choice: ``choice``, ``value`` and the changes.
     """
     names = [name for name in table.columns if name not in PAPER]
-    start = _row(table, {name: base[name] for name in names})
+    by_choice = table.set_index(names)[list(PAPER)]
+    start = by_choice.loc[tuple(base[name] for name in names)]
     rows = []
     for name in names:
         for value in table[name].unique():
             if value != base[name]:
-                other = _row(table, {**{n: base[n] for n in names}, name: value})
-                change = {metric: other[metric] - start[metric] for metric in PAPER}
-                rows.append({"choice": name, "value": str(value), **change})
+                other = by_choice.loc[tuple({**base, name: value}[n] for n in names)]
+                rows.append({"choice": name, "value": str(value), **(other - start)})
     return pd.DataFrame(rows)
 
 
 class _Lists:
     """Each user's rated test movies by prediction, and by rating, cut at k."""
 
-    def __init__(
-        self,
-        users: NDArray[np.int64],
-        actual: NDArray[np.float64],
-        predicted: NDArray[np.float64],
-        k: int,
-    ) -> None:
+    def __init__(self, users: Index, actual: Floats, predicted: Floats, k: int) -> None:
         self.k = k
         self.row = np.unique(users, return_inverse=True)[1]
         self.actual = actual
@@ -132,7 +106,7 @@ class _Lists:
         self.prediction = np.where(self.filled, predicted[self.shown], -np.inf)
         self.best_rating = np.where(self.best >= 0, actual[self.best], 0.0)
 
-    def _table(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _table(self, order: Index) -> Index:
         """Positions of the first k of each user in `order`; -1 behind."""
         positions = np.arange(len(order))
         return first_places(positions, order, self.row, (len(self.size), self.k), empty=-1)
@@ -158,17 +132,11 @@ class _Lists:
         gains = self._gain(self.rating, self.filled, gain, threshold)
         ideal = self._gain(self.best_rating, self.best >= 0, gain, threshold)
         ndcg = _ratio(metrics.dcg(gains), metrics.dcg(ideal))
-        return {
-            "precision@10": precision,
-            "recall@10": recall,
-            "F@10": metrics.f1(precision, recall),
-            "NDCG@10": float(ndcg[chosen].mean()),
-        }
+        found = precision, recall, metrics.f1(precision, recall), float(ndcg[chosen].mean())
+        return dict(zip(list(PAPER)[2:], found, strict=True))
 
     @staticmethod
-    def _gain(
-        rating: NDArray[np.float64], filled: NDArray[np.bool_], gain: str, threshold: float
-    ) -> NDArray[np.float64]:
+    def _gain(rating: Floats, filled: NDArray[np.bool_], gain: str, threshold: float) -> Floats:
         if gain == "rating":
             return rating
         if gain == "relevant":
@@ -176,10 +144,5 @@ class _Lists:
         return np.where(filled, 2.0**rating - 1.0, 0.0)
 
 
-def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
+def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
     return numerator / np.where(denominator > 0, denominator, 1)
-
-
-def _row(table: pd.DataFrame, choice: Mapping[str, Any]) -> pd.Series:
-    wanted = np.logical_and.reduce([table[name] == value for name, value in choice.items()])
-    return table[wanted].iloc[0]

@@ -1,4 +1,4 @@
-"""Fit one model and save it: ``python -m dlcf.train``, alone or started by ``torchrun``."""
+"""Fit one model and save it, alone or started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -13,29 +13,27 @@ import torch
 
 from dlcf.data import load_movies, load_ratings
 from dlcf.metrics import rmse
-from dlcf.notebook.experiment import THREADS
 from dlcf.registry import available, make
 from dlcf.runtime.checkpoints import checkpoints
 from dlcf.runtime.distributed import is_first, process_group
 from dlcf.splits import split
+from dlcf.studies.results import DATASET
 
 __all__ = ["main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Fit, report the error on the test split, save; with ``torchrun``, by all its processes."""
-    parser = argparse.ArgumentParser(prog="python -m dlcf.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dlcf train", description=__doc__)
     parser.add_argument("model", choices=available())
-    parser.add_argument("--dataset", default="ml-latest-small", help="a name or a folder")
+    parser.add_argument("--dataset", default=DATASET, help="a name or a folder")
     parser.add_argument("--split", default="random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", type=_setting)
     parser.add_argument("--output", type=Path, required=True, help="folder of the fitted model")
-    parser.add_argument(
-        "--checkpoints", type=Path, help="folder; the run goes on from what it holds"
-    )
+    parser.add_argument("--checkpoints", type=Path, help="folder that the run goes on from")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(int(os.environ.get(THREADS, "1")))
+    torch.set_num_threads(default_threads())
     model = make(given.model, seed=given.seed, **dict(given.set))
     train, test = split(load_ratings(given.dataset), given.split, seed=given.seed)
     folder = given.checkpoints or given.output.with_name(given.output.name + "-checkpoints")
@@ -44,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_first():
             print(f"test RMSE {rmse(test['rating'], model.predict(test)):.4f}")
             print(f"saved to {model.save(given.output)}")
+    return 0
+
+
+def default_threads() -> int:
+    """The environment variable DLCF_THREADS, or 1: sums of floats depend on who shares them."""
+    return int(os.environ.get("DLCF_THREADS", "1"))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -53,7 +57,3 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
-
-
-if __name__ == "__main__":
-    main()

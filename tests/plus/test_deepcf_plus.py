@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 import dlcf
+from dlcf.baselines.ranking import ease_scores
 from dlcf.explanation import Explanation, HistoryItem
 from dlcf.metrics import rmse
 from dlcf.models.base import Interactions
+from dlcf.models.network import NetworkRecommender
 from dlcf.plus import evidence as evidence_module
-from dlcf.plus.deepcf_plus import DeepCFPlus, item_scores
+from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.plus.evidence import Context, SideInformation, episodes
 from dlcf.registry import load_model, make
 
@@ -112,24 +115,13 @@ class TestEvidenceByHand:
         assert many.count == [2] and not many.channels[0, 2:].any()
 
 
-def test_item_scores_are_those_of_the_constrained_least_squares() -> None:
-    generator = np.random.default_rng(0)
-    weights = generator.random((7, 5)) * (generator.random((7, 5)) < 0.6)
-    expected = np.zeros((7, 5))
-    for movie in range(5):
-        others = np.delete(weights, movie, axis=1)  # the diagonal of B is zero
-        gram = others.T @ others + 2.0 * np.eye(4)
-        expected[:, movie] = others @ np.linalg.solve(gram, others.T @ weights[:, movie])
-    np.testing.assert_allclose(item_scores(weights.astype(np.float32), 2.0), expected, atol=1e-5)
-
-
 class TestEpisodes:
     def test_random_episodes_hide_each_rating_once(self, model: DeepCFPlus) -> None:
-        hidden = [h for v, h in episodes(model._data, 5, (), 0) if not (v == h).any()]
+        hidden = [h for v, h in episodes(model.data, 5, (), 0) if not (v == h).any()]
         assert len(hidden) == 5 and (np.sum(hidden, axis=0) == 1).all()
 
     def test_future_episodes_never_see_later_ratings(self, model: DeepCFPlus) -> None:
-        data, cuts = model._data, (0.4, 0.6, 0.8)
+        data, cuts = model.data, (0.4, 0.6, 0.8)
         future = list(episodes(data, 5, cuts, 0))[5:]
         assert len(future) == 15
         for visible, hidden in future:
@@ -145,7 +137,7 @@ class TestEpisodes:
         assert 1 <= times_hidden.max() <= len(cuts)
 
     def test_they_hang_on_the_seed(self, model: DeepCFPlus) -> None:
-        first, again, other = (list(episodes(model._data, 3, (0.5,), s)) for s in (0, 0, 1))
+        first, again, other = (list(episodes(model.data, 3, (0.5,), s)) for s in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
         assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -199,7 +191,7 @@ class TestNothingLeaks:
 class TestNetwork:
     def test_weights_sum(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
         data = model._interactions(toy_ratings[:50])
-        inputs = model._inputs(model._context, data.users, data.movies, data.timestamps)
+        _, inputs = model._inputs(model.context, data.users, data.movies, data.timestamps)
         with torch.no_grad():
             ratings, gate, attention = model.network.read(*inputs)
         torch.testing.assert_close(gate.sum(1), torch.ones(50))
@@ -209,10 +201,9 @@ class TestNetwork:
 
     def test_unfilled_entries_of_the_history_are_not_attended(self, model: DeepCFPlus) -> None:
         users, movies = np.array([0]), np.array([3])
-        inputs = list(model._inputs(model._context, users, movies, np.array([1e9])))
-        inputs[-1] = torch.tensor([2])
+        _, inputs = model._inputs(model.context, users, movies, np.array([1e9]))
         with torch.no_grad():
-            attention = model.network.read(*inputs)[2]
+            attention = model.network.read(*inputs[:-1], torch.tensor([2]))[2]
         assert attention[0, 2:].max() < 1e-9 < attention[0, :2].min()
 
     def test_time_matters(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
@@ -229,14 +220,14 @@ class TestRanking:
     def test_only_unseen_candidates_are_reweighted(
         self, model: DeepCFPlus, toy_ratings: pd.DataFrame
     ) -> None:
-        raw, scores = model._item_scores, model.score_all(model.user_ids)
+        raw, scores = model.item_scores, model.score_all(model.user_ids)
         moved = raw != scores
         assert moved.any() and (moved.sum(axis=1) <= 10).all()
         assert not moved[model._seen.toarray() > 0].any()
 
     def test_a_higher_predicted_rating_gains(self, model: DeepCFPlus) -> None:
         user = int(model.user_ids[0])
-        raw, scores = model._item_scores[0], model.score_all([user])[0]
+        raw, scores = model.item_scores[0], model.score_all([user])[0]
         best = np.flatnonzero((raw != scores) & (raw > 0) & (scores > 0))
         pairs = pd.DataFrame({"userId": user, "movieId": model.movie_ids[best]})
         gain, rating = np.log(scores[best] / raw[best]), model.predict(pairs)
@@ -317,7 +308,7 @@ class TestData:
         train = pd.DataFrame({"userId": [1, 2, 3], "movieId": [5, 5, 6], "rating": [4.0, 5.0, 1.0]})
         model = small().fit(train)
         pair = pd.DataFrame({"userId": [3], "movieId": [5]})
-        bias = model._context.movie_bias[0]  # type: ignore[attr-defined]
+        bias = model.context.movie_bias[0]  # type: ignore[attr-defined]
         assert bias > 0 and model.predict(pair)[0] == pytest.approx(10 / 3 + bias)
 
     def test_one_rating_is_too_few(self) -> None:
@@ -374,6 +365,21 @@ class TestData:
         assert isinstance(loaded, DeepCFPlus) and loaded.history == model.history
         pair = int(model.user_ids[3]), int(model.movie_ids[4])
         assert loaded.explain(*pair) == model.explain(*pair)
+
+
+def test_one_epochs_weights_are_kept(model: DeepCFPlus) -> None:
+    assert isinstance(model, NetworkRecommender) and model.use_weights("last") is model
+    with pytest.raises(ValueError, match="choose one of last"):
+        model.use_weights("best")
+
+
+def test_item_scores_follow_the_settings(model: DeepCFPlus) -> None:
+    other = copy.copy(model)
+    del other.item_scores
+    other.rating_weight = 0.0
+    rated = (model._seen.toarray() > 0).astype(np.float32)
+    assert np.array_equal(other.item_scores, ease_scores(rated, model.regularization))
+    assert not np.array_equal(model.item_scores, other.item_scores)
 
 
 def test_rmse_on_the_real_data(ratings: pd.DataFrame) -> None:

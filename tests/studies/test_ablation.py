@@ -15,8 +15,8 @@ from dlcf.studies.ablation import (
     OFF,
     RATERS,
     STEPS,
+    AblatedDeepCFPlus,
     AblatedNetwork,
-    Prepared,
     Variant,
     effect_table,
     summarise,
@@ -84,8 +84,9 @@ def test_gate_embeddings_and_tower() -> None:
 
 
 def test_a_frozen_part_stays_off_in_training(toy_ratings: pd.DataFrame) -> None:
-    prepared = Prepared(toy_ratings, None, seed=0)
-    model = prepared.train(Variant(("gate", "embeddings")))
+    whole = AblatedDeepCFPlus(seed=0).fit(toy_ratings)
+    assert isinstance(whole, AblatedDeepCFPlus)
+    model = whole.variant(Variant(("gate", "embeddings")))
     assert not model.network.gate.weight.any()
     assert not model.network.user_embedding.weight.any()
     assert model.network.output.weight.any()
@@ -94,9 +95,18 @@ def test_a_frozen_part_stays_off_in_training(toy_ratings: pd.DataFrame) -> None:
 def test_with_nothing_off_it_is_the_model(
     toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
-    model = Prepared(toy_ratings, toy_movies, seed=2).train(Variant())
+    model = AblatedDeepCFPlus(seed=2).fit(toy_ratings, movies=toy_movies)
     whole = DeepCFPlus(seed=2).fit(toy_ratings, movies=toy_movies)
     assert np.array_equal(model.predict(toy_ratings), whole.predict(toy_ratings))
+    assert isinstance(model, AblatedDeepCFPlus) and model.variant(Variant(data="no times")) is model
+
+
+def test_a_variant_may_learn_from_some_of_the_episodes(toy_ratings: pd.DataFrame) -> None:
+    whole = AblatedDeepCFPlus(seed=0, epochs=1).fit(toy_ratings)
+    assert isinstance(whole, AblatedDeepCFPlus)
+    few = whole.variant(Variant(episodes="random"))
+    assert len(few.history.train_loss) == 1
+    assert not np.array_equal(few.predict(toy_ratings), whole.predict(toy_ratings))
 
 
 def test_steps_only_add() -> None:

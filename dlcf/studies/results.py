@@ -1,0 +1,61 @@
+"""What studies share: splits, seeds, options, results files, and what numbers come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dlcf.data import load_ratings
+from dlcf.ratings import fingerprint
+from dlcf.runtime import paths
+from dlcf.runtime.environment import git_state, library_versions, processor_name
+
+__all__ = ["SPLITS", "interval_frame", "load_results", "options", "provenance"]
+
+DATASET = "ml-latest-small"  # the paper's
+SPLITS = ("random", "user-temporal")  # those that studies report on
+SEEDS = (0, 1, 2, 3, 4)
+INTERVAL = ["mean", "low", "high"]
+LIBRARIES = ("torch", "numpy", "pandas", "scipy", "myfm", "implicit")
+
+
+def options(command: str, description: str | None, output: str) -> argparse.ArgumentParser:
+    """The command line of a study over splits and seeds that writes `output` to `results/`."""
+    parser = argparse.ArgumentParser(prog=f"dlcf {command}", description=description)
+    parser.add_argument("--dataset", default=DATASET)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
+    parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
+    parser.add_argument("--output", type=Path, default=paths.RESULTS / output)
+    return parser
+
+
+def load_results(path: Path, command: str) -> dict[str, Any]:
+    """A results file; FileNotFoundError says what ``make COMMAND`` writes where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; run: make {command}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def interval_frame(rows: dict[str, Any]) -> pd.DataFrame:
+    """Intervals by label as a table: ``mean``, ``low``, ``high``."""
+    return pd.DataFrame.from_dict(rows, orient="index", columns=INTERVAL)
+
+
+def provenance(dataset: str, seeds: Iterable[int]) -> dict[str, Any]:
+    """What numbers were computed with: commit, versions, hardware, seeds, and the data's digest."""
+    return {
+        **git_state(),
+        "python": platform.python_version(),
+        "libraries": library_versions(LIBRARIES),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {processor_name()}",
+        "seeds": sorted(set(seeds)),
+        "data sha256": {dataset: fingerprint(load_ratings(dataset))},
+    }
