@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import methodcaller
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,15 @@ def fit_together(
     models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
     n_threads = torch.get_num_threads()
     on_gpu = pick_device(getattr(models[0], "device", "cpu")).type != "cpu" if models else False
-    fit = methodcaller("fit", train, validation, movies)
+    fit = partial(_fit, train, validation, movies)
     if n_threads == 1 or len(models) < 2 or on_gpu:
         return [fit(model) for model in models]
     # No more at a time than threads, or they would push each other's weights out of the caches;
     # but those that are left over share the cores with the first, not the last with nobody.
     workers = n_threads + len(models) % n_threads
     return map_in_processes(keeping_checkpoints(fit), models, workers, "fits")
+
+
+def _fit(train: Any, validation: Any, movies: Any, model: Recommender) -> Recommender:
+    """Of this module, so that a process that fits has the hooks which it fills."""
+    return model.fit(train, validation, movies)

@@ -39,12 +39,14 @@ LINES = {
     "analysis": 600,  # more than 550: it describes splits too, which left the core
     "studies": 1100,
     "notebook": 1100,
-    "runtime": 430,  # more than 400: reading and writing model folders left the core
+    # More than 400: what checks frames, settings and files on disk for every room is here.
+    "runtime": 800,
 }
 OTHER_ROOM = 500
 # A module imports from its own room and from layers above it in this list.
 LAYERS = (
-    {"runtime", "ratings", "metrics", "explanation"},
+    {"runtime", "explanation"},
+    {"ratings", "metrics"},
     {"splits", "training", "data"},
     {"models"},
     {"serving", "evaluation"},
@@ -57,9 +59,11 @@ LAYERS = (
     {"explain"},
     {"studies"},
     {"notebook"},
-    {"cli", "run", "__main__", "__init__"},
+    {"cli", "run"},
+    {"__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+RANK["__init__"] = -1  # what it loads, it loads when it is asked for
 # Those that import a module of the package by its name when it is wanted.
 LAZY = {"__init__.py", "cli.py", "fast/__init__.py"}
 
@@ -134,7 +138,8 @@ def test_imports_go_one_way(path: Path) -> None:
     own = room_of(path)
     for other, _ in imports(path):
         room = room_of(other)
-        assert room == own or RANK[room] < RANK[own], f"{name_of(path)} imports {name_of(other)}"
+        lower = RANK[room] < RANK[own] or own == "__init__"
+        assert room == own or lower, f"{name_of(path)} imports {name_of(other)}"
         if name_of(path) in CORE[1:]:
             assert name_of(other) in CORE or room in ("runtime", "data", "models")
 
