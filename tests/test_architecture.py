@@ -28,7 +28,8 @@ CORE = (
     "models/mf.py",
     "models/deepcf.py",
 )
-CORE_LINES, ALL_LINES = 2200, 11_500
+# More than 11,500 in all: frames, settings and files on disk are checked for every room.
+CORE_LINES, ALL_LINES = 2200, 11_900
 LINES = {
     "data": 600,
     "baselines": 950,

@@ -241,7 +241,7 @@ def test_bf16_stays_close(toy_ratings: pd.DataFrame) -> None:
         predictions[precision] = network.eval()(users, movies).detach()
     difference = (predictions["bf16"] - predictions["float32"]).abs()
     assert 0 < float(difference.max()) < 0.1
-    with pytest.raises(ValueError, match="unknown precision 'int8'"):
+    with pytest.raises(ValueError, match="precision is 'int8'; give float32 or bf16"):
         TrainingConfig(precision="int8")
     fitted = make("deepcf", seed=0, precision="bf16", **SETTINGS).fit(toy_ratings)
     assert np.isfinite(fitted.predict(toy_ratings)).all()
