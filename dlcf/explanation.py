@@ -18,17 +18,11 @@ LEFT = 'style="text-align:left"'
 
 @dataclass(frozen=True)
 class HistoryItem:
-    """A rating that the user gave in training, and its part in a prediction.
+    """A rating in stars that the user gave in training, and its part in a prediction.
 
-    Attributes
-    ----------
-    movie_id, title, rating
-        The movie, its title where known, and the rating in stars.
-    weight
-        Attention in [0, 1]; those of one explanation sum to at most 1. 0 where the model has none.
-    effect
-        Stars by which the prediction is higher with this rating than without it. None where it was
-        not measured.
+    The attention `weight` is in [0, 1]; those of one explanation sum to at most 1, and are 0 where
+    the model has none. `effect` is the stars by which the prediction is higher with this rating
+    than without it, None where it was not measured.
     """
 
     movie_id: int
@@ -49,18 +43,11 @@ class GenreEffect:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """The prediction, had the user rated one movie differently.
+    """The prediction of a movie, had the user rated another, `movie_id`, differently.
 
-    Attributes
-    ----------
-    movie_id, title
-        The movie whose rating is changed; its title where known.
-    old_rating, new_rating
-        In stars, as given and as supposed.
-    old_prediction, new_prediction
-        Predicted rating of the explained movie, in stars.
-    listed, listed_then
-        Whether the explained movie is among the `k` best now, and with the supposed rating.
+    All in stars: that rating as given and as supposed, and the predicted ratings. `listed` and
+    `listed_then` say whether the explained movie is among the `k` best now, and with the supposed
+    rating.
     """
 
     movie_id: int
@@ -112,11 +99,9 @@ class Explanation:
     history
         The ratings that the model attended to, the highest weight first; once their effects are
         measured, the largest effect first.
-    method
-        How the two weights were obtained, such as "attention" or "shapley".
-    faithfulness
-        Correlation in [-1, 1] of such weights with exact Shapley values over held-out ratings. None
-        where it was not measured.
+    method, faithfulness
+        How the two weights were obtained, such as "attention" or "shapley", and the correlation in
+        [-1, 1] of such weights with exact Shapley values over held-out ratings, where measured.
     chance, threshold
         Calibrated chance in [0, 1] that the user's rating is `threshold` stars or more.
     genres, counterfactual
@@ -205,14 +190,8 @@ class Explanation:
         """The ratings of the history whose effect was measured."""
         return tuple(item for item in self.history if item.effect is not None)
 
-    def __str__(self) -> str:
-        return self.sentence()
-
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(self.text())
-
-    def _repr_html_(self) -> str:
-        return self.html()
 
     def html(self) -> str:
         """Self-contained HTML without script or colours of its own, the same in every run."""
@@ -238,6 +217,9 @@ class Explanation:
         body = "\n".join(parts)
         return f'<section aria-label="{name}" style="max-width:46em">\n{body}\n</section>'
 
+    __str__ = sentence
+    _repr_html_ = html
+
     def _percent(self) -> tuple[int, int]:
         user = round(100 * self.user_weight)
         return user, 100 - user
@@ -258,7 +240,7 @@ class Explanation:
 
     def _sides(self, effects: Sequence[Any]) -> list[tuple[str, list[Any]]]:
         """What counted for and what against, the largest effect first, the negligible left out."""
-        known = sorted(effects, key=lambda item: -abs(item.effect or 0.0))
+        known = sorted(effects, key=size_of, reverse=True)
         return [
             (word, [i for i in known if sign * (i.effect or 0.0) >= NOTICEABLE][:SHOWN])
             for word, sign in (("for", 1), ("against", -1))
@@ -282,7 +264,7 @@ class Explanation:
         history = self.history[:2]
         if self.measured:
             counted = [item for _, items in self._sides(self.history) for item in items]
-            history = tuple(sorted(counted, key=lambda item: -abs(item.effect or 0.0))[:2])
+            history = tuple(sorted(counted, key=size_of, reverse=True)[:2])
             if not history:
                 return "; no rating that was left out makes a difference by itself"
         shown = [
@@ -292,6 +274,11 @@ class Explanation:
         ]
         count = "count" if len(shown) > 1 else "counts"
         return f"; of the user's ratings, {' and '.join(shown)} {count} most" if shown else ""
+
+
+def size_of(item: HistoryItem | GenreEffect) -> float:
+    """The effect in stars, whether it counts for or against; 0 where it was not measured."""
+    return abs(item.effect or 0.0)
 
 
 def strength_of(rating: Any, scale: tuple[float, float]) -> Any:

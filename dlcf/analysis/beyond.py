@@ -11,23 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlcf.evaluation import list_metrics, per_user_errors, rank
 from dlcf.explanation import strength_of
-from dlcf.models.base import Recommender
+from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = [
-    "calibration",
-    "error_by",
-    "expected_calibration_error",
-    "gini",
-    "list_quality",
-    "measure",
-]
+__all__ = ["calibration", "error_by", "gini", "list_quality", "measure"]
 
 CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
 ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)
 STRENGTH_BINS = tuple(np.linspace(0, 1, 11).round(1))
-
-Floats = NDArray[np.float64]
 
 
 def measure(
@@ -38,14 +29,9 @@ def measure(
     k: int = 10,
     threshold: float = 4.0,
 ) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """All measurements of one fitted model.
+    """All measurements of one fitted model; the parameters are those of :func:`dlcf.evaluate`.
 
-    Parameters
-    ----------
-    model, train, test, k, threshold
-        As for :func:`dlcf.evaluate`.
-    movies
-        `movieId` and `genres`.
+    `movies` holds `movieId` and `genres`.
 
     Returns
     -------
@@ -72,9 +58,7 @@ def measure(
     return numbers, errors, full
 
 
-def list_quality(
-    lists: NDArray[np.int64], train: pd.DataFrame, movies: pd.DataFrame
-) -> dict[str, float]:
+def list_quality(lists: Index, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:
     """Coverage, exposure, novelty and diversity of recommendation lists.
 
     Parameters
@@ -127,6 +111,9 @@ def gini(exposure: ArrayLike) -> float:
 def calibration(confidence: ArrayLike, outcome: ArrayLike, edges: Sequence[float]) -> pd.DataFrame:
     """Mean confidence and mean outcome of the cases in each bin: equal where calibrated.
 
+    One row a bin that holds a case: ``low``, ``high``, ``confidence``, ``outcome``, ``error``
+    (standard error of the outcome's mean; NaN for a single case), ``cases``.
+
     Parameters
     ----------
     confidence
@@ -136,12 +123,6 @@ def calibration(confidence: ArrayLike, outcome: ArrayLike, edges: Sequence[float
     edges
         Ascending; a case belongs to the bin ``[edge, next)``, the last edge included; cases outside
         are an error.
-
-    Returns
-    -------
-    DataFrame
-        One row a bin that holds a case: ``low``, ``high``, ``confidence``, ``outcome``, ``error``
-        (standard error of the outcome's mean; NaN for a single case), ``cases``.
     """
     confidence, outcome = np.asarray(confidence, np.float64), np.asarray(outcome, np.float64)
     borders = np.asarray(edges, np.float64)
@@ -171,18 +152,10 @@ def error_by(
 ) -> dict[str, dict[str, float]]:
     """RMSE of the ratings whose property lies in each bin.
 
-    Parameters
-    ----------
-    squared, values
-        Squared errors and a whole-number property of each, such as the movie's training ratings,
-        ``(n,)``.
-    edges
-        Ascending lower ends of the bins; the last bin is open.
-
-    Returns
-    -------
-    dict
-        Bin, such as ``"3-5"``, to its ``rmse`` and its ``ratings``; empty bins are left out.
+    `squared` are squared errors and `values` a whole-number property of each, such as the movie's
+    training ratings, ``(n,)``; `edges` are the ascending lower ends of the bins, the last of which
+    is open. A bin, such as ``"3-5"``, has its ``rmse`` and its ``ratings``; empty bins are left
+    out.
     """
     squared, values = np.asarray(squared, np.float64), np.asarray(values)
     found = {}

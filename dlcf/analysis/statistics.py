@@ -8,24 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from dlcf.evaluation import per_user, per_user_errors
-from dlcf.models.base import Recommender
+from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = [
-    "METRICS",
-    "Comparison",
-    "Interval",
-    "clustered_correlations",
-    "clustered_interval",
-    "compare_models",
-    "compare_tables",
-    "holm",
-    "interval_over_seeds",
-    "mean_interval",
-]
+__all__ = ["Comparison", "Interval", "compare_models", "compare_tables", "holm", "mean_interval"]
 
 # Metric -> (numerator, denominator) columns of a per-user table; the value over a set of users is
 # the sum of the first over that of the second, and for RMSE its root.
@@ -56,20 +45,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of a metric between two models, first minus second.
+    """The difference of a metric between two models, first minus second, in the metric's unit.
 
-    Attributes
-    ----------
-    metric
-        One of `METRICS`.
-    difference
-        In the metric's unit; negative RMSE differences favour the first model.
-    low, high
-        Confidence interval, by resampling users.
-    p_value
-        Two-sided, of the hypothesis that the two models can be swapped for any user.
-    users
-        Users compared.
+    Negative RMSE differences favour the first model. The interval resamples the users compared; the
+    p-value is two-sided, of the hypothesis that the two models can be swapped for any user.
     """
 
     metric: str
@@ -119,6 +98,8 @@ def compare_models(
 ) -> Comparison:
     """Compare two fitted models on the same test users.
 
+    With several pairs of models, correct the p-values with :func:`holm`.
+
     Parameters
     ----------
     first, second
@@ -130,11 +111,6 @@ def compare_models(
         those with a relevant test movie).
     seed
         Draws the resamples.
-
-    Returns
-    -------
-    Comparison
-        With several pairs of models, correct the p-values with :func:`holm`.
     """
     if metric in ("rmse", "mae"):
         tables = [per_user_errors(model, test) for model in (first, second)]
@@ -173,7 +149,7 @@ def compare_tables(
     table = np.stack([a, b, weight], axis=1).astype(np.float64)
     generator = np.random.default_rng(seed)
 
-    def differences(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    def differences(sums: Floats) -> Floats:
         """Of rows (first numerator, second numerator, weight)."""
         values = sums[:, :2] / sums[:, 2:]
         if metric == "rmse":
@@ -206,23 +182,13 @@ def clustered_correlations(
     """Spearman's rank correlation of one column with every other, with intervals.
 
     Whole clusters are resampled (percentile bootstrap): rows of one user are not independent.
-
-    Parameters
-    ----------
-    table
-        The columns to correlate, and `cluster`, which names the cluster of each row.
-    column
-        Which is correlated with all others.
-
-    Returns
-    -------
-    DataFrame
-        Index the other columns; ``correlation``, ``low``, ``high``.
+    `cluster` is the column that names the cluster of each row, `column` the one that is correlated.
+    A row for each of the others holds ``correlation``, ``low``, ``high``.
     """
     values = table.drop(columns=cluster)
     others = [name for name in values.columns if name != column]
 
-    def correlate(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def correlate(rows: Index) -> Floats:
         ranks = values.iloc[rows].rank()
         return ranks[others].corrwith(ranks[column]).to_numpy()
 
@@ -234,19 +200,15 @@ def clustered_correlations(
 
 def clustered_interval(
     clusters: ArrayLike,
-    statistic: Callable[[NDArray[np.int64]], float],
+    statistic: Callable[[Index], float],
     confidence: float = 0.95,
     resamples: int = 200,
     seed: int = 0,
 ) -> Interval:
     """A statistic of all rows, as `mean`, with a percentile bootstrap interval over clusters.
 
-    Parameters
-    ----------
-    clusters
-        Which cluster each row is in, such as its user, ``(n,)``.
-    statistic
-        Of row numbers, in which a row may be repeated.
+    `clusters` is which one each row is in, such as its user, ``(n,)``; `statistic` is of row
+    numbers, in which a row may be repeated.
     """
     draws = [statistic(rows) for rows in _cluster_resamples(clusters, resamples, seed)]
     low, high = _percentiles(draws, confidence)
@@ -254,7 +216,7 @@ def clustered_interval(
     return Interval(float(observed), float(low), float(high))
 
 
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+def holm(p_values: ArrayLike) -> Floats:
     """P-values ``(n,)`` corrected by Holm's step-down method (Holm, 1979), in the same order.
 
     Rejecting those below 0.05 errs in any of the comparisons with probability 0.05 at most.
@@ -267,9 +229,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return corrected
 
 
-def _cluster_resamples(
-    clusters: ArrayLike, resamples: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
+def _cluster_resamples(clusters: ArrayLike, resamples: int, seed: int) -> Iterator[Index]:
     """Rows of as many clusters as there are, drawn with replacement, `resamples` times."""
     labels = pd.Series(np.asarray(clusters))
     rows_of = list(labels.groupby(labels).indices.values())
@@ -279,7 +239,7 @@ def _cluster_resamples(
         yield np.concatenate([rows_of[index] for index in chosen])
 
 
-def _percentiles(draws: Any, confidence: float) -> NDArray[np.float64]:
+def _percentiles(draws: Any, confidence: float) -> Floats:
     """The two bounds of the central `confidence` of resampled values ``(resamples, ...)``."""
     tail = (1 - confidence) / 2
     return np.quantile(draws, [tail, 1 - tail], axis=0)

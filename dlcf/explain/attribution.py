@@ -13,33 +13,25 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from dlcf.models.base import Recommender
+from dlcf.models.base import Floats, Recommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.variants.deepcf import ExplainedDeepCF
 from dlcf.variants.networks import rate_embeddings
 from dlcf.variants.shapley import cold_coalitions, player_share, shapley
 
-__all__ = [
-    "BASELINES",
-    "PLAYER_METHODS",
-    "integrated_gradients",
-    "shapley_two_players",
-    "share",
-    "user_share",
-]
+__all__ = ["PLAYER_METHODS", "integrated_gradients", "shapley_two_players", "share", "user_share"]
 
 BASELINES = ("mean", "cold")
 PLAYER_METHODS = ("attention", "shapley, mean", "shapley, cold", "integrated gradients")
 
 
-def shapley_two_players(
-    model: Recommender, pairs: pd.DataFrame, baseline: str = "mean"
-) -> NDArray[np.float64]:
+def shapley_two_players(model: Recommender, pairs: pd.DataFrame, baseline: str = "mean") -> Floats:
     """Exact Shapley values of the user and the movie in each prediction (Shapley, 1953).
 
-    ``phi_u = 1/2 [v({u}) - v({})] + 1/2 [v({u, m}) - v({m})]``, and the same of the movie.
+    ``phi_u = 1/2 [v({u}) - v({})] + 1/2 [v({u, m}) - v({m})]``, and the same of the movie, in
+    stars, ``(n, 2)``. A row sums to the prediction minus that without both.
 
     Parameters
     ----------
@@ -49,11 +41,6 @@ def shapley_two_players(
         What replaces an absent player. ``"mean"``: the mean embedding of the users or movies of
         train, with the attention that it draws; for `ExplainedDeepCF` and known users and movies.
         ``"cold"``: an unknown user or movie; for any model.
-
-    Returns
-    -------
-    ndarray
-        ``(n, 2)``: user and movie, in stars. A row sums to the prediction minus that without both.
     """
     if baseline == "mean":
         values = _embedded(model).coalition_values(pairs)
@@ -64,25 +51,13 @@ def shapley_two_players(
     return np.stack(shapley(values), axis=1)
 
 
-def integrated_gradients(
-    model: Recommender, pairs: pd.DataFrame, steps: int = 64
-) -> NDArray[np.float64]:
+def integrated_gradients(model: Recommender, pairs: pd.DataFrame, steps: int = 64) -> Floats:
     """Integrated gradients (Sundararajan et al., 2017) of both embeddings, from their means.
 
-    Needs `captum`: ``pip install "dlcf[explain]"``.
-
-    Parameters
-    ----------
-    model, pairs
-        An `ExplainedDeepCF`; ``n`` rows of `userId` and `movieId`, all known.
-    steps
-        Of the Gauss-Legendre quadrature.
-
-    Returns
-    -------
-    ndarray
-        ``(n, 2)``: the sums over the user's and over the movie's embedding, in stars. A row sums to
-        the prediction minus that of the two means, up to the quadrature's error.
+    `model` is an `ExplainedDeepCF`, `pairs` ``n`` rows of `userId` and `movieId`, all known. Given
+    are, ``(n, 2)``, the sums over the user's and over the movie's embedding, in stars. A row sums
+    to the prediction minus that of the two means, up to the error of the Gauss-Legendre quadrature
+    of `steps`. Needs `captum`: ``pip install "dlcf[explain]"``.
     """
     embedded = _embedded(model)
     try:
@@ -106,7 +81,7 @@ def integrated_gradients(
     return torch.cat(parts).cpu().double().numpy()
 
 
-def share(values: ArrayLike) -> NDArray[np.float64]:
+def share(values: ArrayLike) -> Floats:
     """The user's share ``|phi_u| / (|phi_u| + |phi_m|)`` in [0, 1] of attributions ``(n, 2)``.
 
     Comparable with an attention weight on the user. 1/2 where both are 0.
@@ -114,7 +89,7 @@ def share(values: ArrayLike) -> NDArray[np.float64]:
     return player_share(*np.asarray(values, dtype=np.float64).T)
 
 
-def user_share(model: Recommender, pairs: pd.DataFrame, method: str) -> NDArray[np.float64]:
+def user_share(model: Recommender, pairs: pd.DataFrame, method: str) -> Floats:
     """The user's share of each prediction by one of `PLAYER_METHODS`, ``(n,)`` in [0, 1].
 
     ``"shapley, cold"`` is of any model, ``"attention"`` of `deepcf` and `deepcf-plus`, the others

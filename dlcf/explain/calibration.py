@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize
 
 from dlcf.analysis.beyond import STRENGTH_BINS, calibration, expected_calibration_error
 from dlcf.analysis.statistics import Interval, clustered_interval
 from dlcf.explanation import strength_of
-from dlcf.models.base import Recommender
+from dlcf.models.base import Floats, Index, Recommender
 
 __all__ = ["CalibrationReport", "ChanceOfLiking", "calibrate_strength", "calibration_report"]
 
@@ -29,7 +29,7 @@ class ChanceOfLiking:
     strength: tuple[float, ...]
     chance: tuple[float, ...]
 
-    def __call__(self, strength: ArrayLike) -> NDArray[np.float64]:
+    def __call__(self, strength: ArrayLike) -> Floats:
         """The chance in [0, 1] of each strength in [0, 1], the same shape."""
         return np.interp(np.asarray(strength, np.float64), self.strength, self.chance)
 
@@ -77,7 +77,7 @@ def calibration_report(
     before = strength_of(model.predict(test), model.scale)
     after = chance(before)
 
-    def error(values: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+    def error(values: Floats, rows: Index) -> float:
         return expected_calibration_error(calibration(values[rows], liked[rows], STRENGTH_BINS))
 
     users = test["userId"]

@@ -47,13 +47,9 @@ def agreement(
 ) -> pd.DataFrame:
     """Spearman's correlation of the reference with every other method, with 95% intervals.
 
-    `user_ids` are those of the pairs, ``(n,)``, `shares` by method the user's share, ``(n,)``.
-
-    Returns
-    -------
-    DataFrame
-        Index the other methods; ``correlation``, ``low``, ``high``, and ``gap``, the mean absolute
-        difference of the shares.
+    `user_ids` are those of the pairs, ``(n,)``, `shares` by method the user's share, ``(n,)``. A
+    row for each other method holds ``correlation``, ``low``, ``high``, and ``gap``, the mean
+    absolute difference of the shares.
     """
     table = pd.DataFrame({name: np.asarray(values) for name, values in shares.items()})
     table["userId"] = np.asarray(user_ids)
@@ -85,6 +81,10 @@ def history_faithfulness(
 ) -> pd.DataFrame:
     """Does a history attribution order a user's ratings as leaving each out does?
 
+    One row a pair and method: ``userId``, ``movieId``, ``method``, ``correlation`` (Spearman's,
+    over the user's ratings; with the *size* of the change for ``"attention"``, which has no sign).
+    Pairs whose prediction no rating changes are left out. Average with :func:`mean_by_user`.
+
     Parameters
     ----------
     model
@@ -94,14 +94,6 @@ def history_faithfulness(
         share their interventions.
     methods
         By default all of the model but ``"occlusion"``, which is the ground truth.
-
-    Returns
-    -------
-    DataFrame
-        One row a pair and method: ``userId``, ``movieId``, ``method``, ``correlation`` (Spearman's,
-        over the user's ratings; with the *size* of the change for ``"attention"``, which has no
-        sign). Pairs whose prediction no rating changes are left out. Average with
-        :func:`mean_by_user`.
     """
     methods = stated_methods(model) if methods is None else methods
     rows = []
@@ -127,21 +119,12 @@ def curve_areas(
 ) -> pd.DataFrame:
     """Areas under the deletion and insertion curves, for the orders of several attributions.
 
-    Parameters
-    ----------
-    model, pairs, fractions
-        As for :func:`history_faithfulness` and `deletion_and_insertion`.
-    methods
-        Each orders the ratings by its attributions, the highest first; all that the model has by
-        default. ``"random"`` (drawn by `seed`) and ``"popularity"`` (the movies with the most
-        ratings first) are always added.
-
-    Returns
-    -------
-    DataFrame
-        One row a pair and order: ``userId``, ``movieId``, ``order``, ``deletion`` (lower is
-        better), ``insertion`` (higher is better): means of the curves over the history, in stars
-        or, for `ease`, in scores.
+    One row a pair and order: ``userId``, ``movieId``, ``order``, ``deletion`` (lower is better),
+    ``insertion`` (higher is better): means of the curves over the history, in stars or, for `ease`,
+    in scores. Each of `methods`, all of the model by default, orders the ratings by its
+    attributions, the highest first. ``"random"`` (drawn by `seed`) and ``"popularity"`` (the movies
+    with the most ratings first) are always added. The other parameters are those of
+    :func:`history_faithfulness` and `deletion_and_insertion`.
     """
     methods = history_methods(model) if methods is None else methods
     count = pd.Series(model.movie_counts, index=model.movie_ids)
@@ -165,11 +148,8 @@ def curve_areas(
 def paired_with_random(areas: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`curve_areas` by order, and their paired differences to the random order.
 
-    Returns
-    -------
-    DataFrame
-        Index the orders; for ``deletion`` and ``insertion`` the mean with ``low`` and ``high``,
-        95% by resampling users; after ``- random`` the same of the difference.
+    A row for each order holds for ``deletion`` and ``insertion`` the mean with ``low`` and
+    ``high``, 95% by resampling users; after ``- random`` the same of the difference.
     """
     rows: dict[str, dict[str, float]] = {}
     keys = ["userId", "movieId"]

@@ -12,11 +12,11 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dlcf.baselines.knn import ItemKNN
 from dlcf.baselines.ranking import EASE
-from dlcf.models.base import Recommender
+from dlcf.models.base import Floats, Index, Recommender
 from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.registry import make
@@ -35,8 +35,6 @@ __all__ = [
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a history, where a curve is evaluated
 OCCLUSION, TERMS = "occlusion", "terms"
 ATTENTION, SIGNED_ATTENTION = "attention", "attention x deviation"
-
-Floats = NDArray[np.float64]
 
 
 def history_methods(model: Recommender) -> tuple[str, ...]:
@@ -66,19 +64,11 @@ def history_attributions(
 ) -> pd.DataFrame:
     """Contribution of each rating of the user's history to predictions, by the model's account.
 
-    Parameters
-    ----------
-    model, method
-        One that :func:`history_methods` knows, and one of them; the first by default.
-    user_id, movie_ids
-        A user, and movies whose prediction is explained, of train.
-
-    Returns
-    -------
-    DataFrame
-        Rows the movies that the user rated, ascending; columns `movie_ids`; in the unit of
-        :func:`history_value`, but for ``"attention"``, whose columns sum to at most 1. The terms
-        of item-knn sum to the unclipped prediction minus its baseline, those of ease to the score.
+    `method` is one of :func:`history_methods`, the first by default; the user and the movies, whose
+    prediction is explained, are of train. Rows are the movies that the user rated, ascending,
+    columns `movie_ids`; in the unit of :func:`history_value`, but for ``"attention"``, whose
+    columns sum to at most 1. The terms of item-knn sum to the unclipped prediction minus its
+    baseline, those of ease to the score.
     """
     methods = history_methods(model)
     method = methods[0] if method is None else method
@@ -118,19 +108,9 @@ def leave_one_out(
 ) -> pd.DataFrame:
     """How much each rating of the history raises a value: with it minus without it.
 
-    Exact, by :meth:`~dlcf.models.base.Recommender.revised`: nothing is trained again.
-
-    Parameters
-    ----------
-    ratings
-        Which of the user's rated movies are taken away, one at a time; all by default.
-    value
-        :func:`history_value` or :func:`predicted_ratings`.
-
-    Returns
-    -------
-    DataFrame
-        Rows the ratings, columns `movie_ids`, in the unit of `value`.
+    Exact, by :meth:`~dlcf.models.base.Recommender.revised`: nothing is trained again. Rows are the
+    user's rated movies that are taken away, one at a time: `ratings`, or all; columns `movie_ids`,
+    in the unit of `value`, which is :func:`history_value` or :func:`predicted_ratings`.
     """
     rated = model.ratings_of(user_id)["movieId"] if ratings is None else ratings
     less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated]
@@ -167,12 +147,13 @@ def deletion_and_insertion(
     movie_id: int,
     order: Sequence[int],
     fractions: Sequence[float] = FRACTIONS,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Floats, Floats]:
     """The prediction as the ratings of a history are deleted, and inserted, in an order.
 
     The deletion curve of Samek et al. (2017) and the insertion curve of Petsiuk et al. (2018),
     over ratings instead of pixels. An order that puts first what raises the prediction makes the
-    deletion curve fall early and the insertion curve rise early.
+    deletion curve fall early and the insertion curve rise early. Both are ``(len(fractions),)``, in
+    the unit of :func:`history_value`.
 
     Parameters
     ----------
@@ -180,12 +161,6 @@ def deletion_and_insertion(
         All movies that the user rated, the first to be deleted or inserted first.
     fractions
         Of the history, ascending from 0 to 1; rounded to whole ratings.
-
-    Returns
-    -------
-    deletion, insertion
-        ``(len(fractions),)`` each, in the unit of :func:`history_value`: without the first ratings
-        of `order`, and with them alone.
     """
     counts = [round(fraction * len(order)) for fraction in fractions]
 
@@ -210,12 +185,8 @@ def ridge_attributions(
     Liang, 2017), is ``h_j e_j``. The penalty is not changed.
 
     X is `design` ``(n, d)``, y `target` ``(n,)``; the positive `penalty` and `query` are ``(d,)``.
-
-    Returns
-    -------
-    DataFrame
-        ``n`` rows: ``terms`` ``h_j y_j``, which sum to the prediction; ``leave_one_out``, the
-        prediction minus that without the row; ``influence``, its approximation.
+    The ``n`` rows hold ``terms`` ``h_j y_j``, which sum to the prediction, ``leave_one_out``, the
+    prediction minus that without the row, and ``influence``, its approximation.
     """
     x, y = np.asarray(design, np.float64), np.asarray(target, np.float64)
     inverse = np.linalg.inv(x.T @ x + np.diag(np.asarray(penalty, np.float64)))
@@ -265,7 +236,7 @@ def by_user(pairs: pd.DataFrame) -> Iterator[tuple[int, list[int]]]:
 
 def _known_positions(
     model: Recommender, user_id: int, movie_ids: Sequence[int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Index, Index]:
     users, known_user, movies, known_movie = model.positions(pairs_of(user_id, movie_ids))
     if not (known_user.all() and known_movie.all()):
         raise ValueError(f"user {user_id} or one of the movies is not in train")

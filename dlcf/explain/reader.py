@@ -25,6 +25,7 @@ from dlcf.explanation import (
     Explanation,
     GenreEffect,
     HistoryItem,
+    size_of,
     table_of,
 )
 from dlcf.models.base import Recommender
@@ -52,6 +53,10 @@ def explain_for(
 ) -> Explanation:
     """The model's explanation of a recommendation, with measured effects.
 
+    Effects are of the ratings that the model attended to; where it attends to none, of the 64 whose
+    movies share most raters with this one. They are in stars of the predicted rating, also for a
+    model that ranks by something else, as `ease` does.
+
     Parameters
     ----------
     model
@@ -64,13 +69,6 @@ def explain_for(
         `threshold` stars or more; a `threshold` of the calibration's own takes precedence.
     k
         Length of the list of recommendations that the counterfactual looks at.
-
-    Returns
-    -------
-    Explanation
-        Effects are of the ratings that the model attended to; where it attends to none, of the 64
-        whose movies share most raters with this one. They are in stars of the predicted rating,
-        also for a model that ranks by something else, as `ease` does.
     """
     titles = _titles_of(movies)
     stated = _stated(model, user_id, movie_id, titles, calibration, threshold)
@@ -91,7 +89,7 @@ def genre_effects(history: Iterable[HistoryItem], movies: pd.DataFrame) -> tuple
         for genre in genres:
             total.setdefault(genre, []).append(item.effect / len(genres))
     found = [GenreEffect(genre, sum(shares), len(shares)) for genre, shares in total.items()]
-    return tuple(sorted(found, key=lambda g: (-abs(g.effect), g.genre)))
+    return tuple(sorted(found, key=lambda g: (-size_of(g), g.genre)))
 
 
 def find_counterfactual(
@@ -107,7 +105,7 @@ def find_counterfactual(
     low, high = explanation.scale
     user_id, movie_id = explanation.user_id, explanation.movie_id
     moved: list[tuple[float, HistoryItem, float]] = []
-    for item in sorted(explanation.measured, key=_size, reverse=True)[:TRIED]:
+    for item in sorted(explanation.measured, key=size_of, reverse=True)[:TRIED]:
         effect = item.effect or 0.0
         rating = float(np.clip(item.rating - math.copysign(STEP, effect), low, high))
         if abs(effect) < NOTICEABLE or rating == item.rating:
@@ -154,14 +152,8 @@ class Page:
             lines += [f"{rank:3}. {first}", *(f"     {line}".rstrip() for line in rest), ""]
         return "\n".join(lines).rstrip()
 
-    def __str__(self) -> str:
-        return self.text()
-
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(self.text())
-
-    def _repr_html_(self) -> str:
-        return self.html()
 
     def html(self) -> str:
         """HTML without script; the first explanation is open, the others fold out."""
@@ -176,6 +168,9 @@ class Page:
             )
         body = "\n".join([*parts, "</ol>"])
         return f'<article aria-label="Recommendations for user {self.user_id}">\n{body}\n</article>'
+
+    __str__ = text
+    _repr_html_ = html
 
     def _caption(self) -> str:
         n = len(self.history)
@@ -345,7 +340,7 @@ def _measured(
     for explanation, history in zip(stated, histories, strict=True):
         effect = effects[explanation.movie_id]
         items = [replace(item, effect=float(effect[item.movie_id])) for item in history]
-        items.sort(key=lambda item: (-_size(item), item.movie_id))
+        items.sort(key=lambda item: (-size_of(item), item.movie_id))
         explanation = replace(explanation, history=tuple(items))
         if movies is not None and "genres" in movies:
             explanation = replace(explanation, genres=genre_effects(items, movies))
@@ -375,10 +370,6 @@ def _lists_of(model: Recommender, user_id: int, k: int) -> Lists:
         return frozenset(served.recommend(user_id, k)["movieId"])
 
     return listed
-
-
-def _size(item: HistoryItem) -> float:
-    return abs(item.effect or 0.0)
 
 
 def _titles_of(movies: pd.DataFrame | None) -> dict[int, str]:

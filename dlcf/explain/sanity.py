@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from dlcf.analysis.statistics import Interval, clustered_interval
 from dlcf.explain.faithfulness import mean_by_user, rank_correlation
 from dlcf.explain.history import by_user, history_attributions, stated_methods
-from dlcf.models.base import Recommender
+from dlcf.models.base import Floats, Index, Recommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.variants.deepcf import ExplainedDeepCF
 
@@ -69,7 +68,7 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
 
 
 def shuffled_labels(
-    train: pd.DataFrame, seed: int = 0, kept: Sequence[int] | NDArray[Any] = ()
+    train: pd.DataFrame, seed: int = 0, kept: Sequence[int] | Index = ()
 ) -> pd.DataFrame:
     """`train` with its ratings permuted among its pairs, so that users and movies mean nothing.
 
@@ -82,7 +81,7 @@ def shuffled_labels(
 
 
 def exchanged_movies(
-    train: pd.DataFrame, seed: int = 0, kept: Sequence[int] | NDArray[Any] = ()
+    train: pd.DataFrame, seed: int = 0, kept: Sequence[int] | Index = ()
 ) -> pd.DataFrame:
     """`train` with the movies of all but the users `kept` renamed, each to another at random.
 
@@ -104,17 +103,10 @@ def sanity_check(
 ) -> SanityCheck:
     """Compare the explanations of a trained model with those of a destroyed one.
 
-    Parameters
-    ----------
-    user_ids, trained
-        The user of each value, and the trained model's values, ``(n,)``: the user's share of each
-        pair, or the parts of :func:`history_explanations`.
-    destroyed
-        Of a model that is :func:`randomised`, or fitted to :func:`shuffled_labels` or
-        :func:`exchanged_movies`, ``(n,)``; or of several, ``(models, n)``, over which the mean is
-        taken.
-    limit, within
-        See :class:`SanityCheck` and :func:`stability`.
+    `trained` are values ``(n,)``: the user's share of each pair, or the parts of
+    :func:`history_explanations`. `destroyed` are those of a model that is :func:`randomised`, or
+    fitted to :func:`shuffled_labels` or :func:`exchanged_movies`; or of several, ``(models, n)``,
+    over which the mean is taken. For the others see :class:`SanityCheck` and :func:`stability`.
     """
     values = np.vstack([np.asarray(trained, float), np.asarray(destroyed, float)])
     couples = [(0, other) for other in range(1, len(values))]
@@ -150,15 +142,11 @@ def history_explanations(
 ) -> pd.DataFrame:
     """History attributions of some predictions, one row a part.
 
-    Models that know the same histories give the same rows: their columns can go to
-    :func:`sanity_check` and :func:`stability`, with ``within`` the column ``explanation``. The
-    parameters are those of :func:`~dlcf.explain.faithfulness.history_faithfulness`.
-
-    Returns
-    -------
-    DataFrame
-        ``userId``, ``movieId``, ``ratedId`` (the movie of the history), ``explanation`` (which one
-        the row is a part of, from 0), and a column of each method.
+    ``userId``, ``movieId``, ``ratedId`` (the movie of the history), ``explanation`` (which one the
+    row is a part of, from 0), and a column of each method. Models that know the same histories give
+    the same rows: their columns can go to :func:`sanity_check` and :func:`stability`, with
+    ``within`` the column ``explanation``. The parameters are those of
+    :func:`~dlcf.explain.faithfulness.history_faithfulness`.
     """
     methods = stated_methods(model) if methods is None else methods
     parts: list[pd.DataFrame] = []
@@ -204,13 +192,13 @@ def history_stability(
 
 def _mean_correlation(
     user_ids: ArrayLike,
-    values: NDArray[np.float64],
+    values: Floats,
     couples: Sequence[tuple[int, int]],
     within: ArrayLike | None,
 ) -> Interval:
     """Mean rank correlation of some couples of models, ``values (models, n)``."""
 
-    def statistic(rows: NDArray[np.int64]) -> float:
+    def statistic(rows: Index) -> float:
         correlation = np.corrcoef(stats.rankdata(values[:, rows], axis=1))
         return float(np.mean([correlation[couple] for couple in couples]))
 
