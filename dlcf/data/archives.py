@@ -241,13 +241,19 @@ def _download(dataset: Dataset, folder: Path) -> Path:
         return _fetch(dataset.archive, f"sha256:{dataset.sha256}", folder)
     with tempfile.TemporaryDirectory() as scratch:
         page = _fetch(dataset.archive + ".md5", None, Path(scratch)).read_text("utf-8")
-    md5 = re.search(r"\b[0-9a-f]{32}\b", page)
-    if md5 is None:
-        raise ValueError(f"{GROUPLENS}{dataset.archive}.md5 holds no checksum")
-    archive = _fetch(dataset.archive, f"md5:{md5[0]}", folder)
+    md5 = _md5_in(page, f"{GROUPLENS}{dataset.archive}.md5")
+    archive = _fetch(dataset.archive, f"md5:{md5}", folder)
     # Kept beside the archive, to verify it by from now on.
-    paths.write_atomically(archive.with_suffix(".zip.md5"), f"{md5[0]}  {archive.name}\n")
+    paths.write_atomically(archive.with_suffix(".zip.md5"), page)
     return archive
+
+
+def _md5_in(page: str, source: object) -> str:
+    """The checksum in ``HASH  name`` or in ``MD5 (name) = HASH``."""
+    found = re.search(r"(?<!\S)[0-9a-fA-F]{32}(?!\S)", page)
+    if found is None:
+        raise ValueError(f"{source} holds no checksum; replace it by the one that GroupLens has")
+    return found[0].lower()
 
 
 def _fetch(file: str, known_hash: str | None, folder: Path) -> Path:
@@ -266,7 +272,7 @@ def _verify(path: Path, sha256: str | None) -> None:
     """
     kind, expected, md5_file = "sha256", sha256, path.with_suffix(".zip.md5")
     if sha256 is None and md5_file.is_file():
-        kind, expected = "md5", md5_file.read_text("utf-8").split()[0]
+        kind, expected = "md5", _md5_in(md5_file.read_text("utf-8", "replace"), md5_file)
     if expected is not None and (found := digest_of(path, kind)) != expected:
         problem = f"{path} has the wrong checksum: {kind} {found}, expected {expected}"
         raise ValueError(f"{problem}; delete the file, and it is downloaded again")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
@@ -146,18 +149,46 @@ def _read_cached(source: Source, file: str, scale: tuple[float, float]) -> pd.Da
 
 
 def _read_ratings(source: Source, file: str, scale: tuple[float, float]) -> pd.DataFrame:
+    form = _FORMS[file]
     try:
         with source.open(file) as stream:
-            ratings: pd.DataFrame = pd.read_csv(stream, dtype=DTYPES, **_FORMS[file])
-        return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
+            counted: Any = _Counted(stream, form["sep"])
+            ratings: pd.DataFrame = pd.read_csv(counted, dtype=DTYPES, **form)
+        n_lines = len(ratings) + (form.get("header", 0) == 0)
+        n_columns = len(form.get("names", ratings.columns))
+        # Pandas cuts a number at a NUL byte, and the first row to the columns of the header.
+        if counted.nuls == 0 and counted.separators == n_lines * (n_columns - 1):
+            return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
     except (ValueError, OverflowError):
-        return _read_carefully(source, file, scale)
+        pass
+    return _read_carefully(source, file, scale)
+
+
+class _Counted(io.BufferedIOBase):
+    """A stream that counts the separators and the NUL bytes that are read from it."""
+
+    def __init__(self, stream: IO[bytes], separator: str) -> None:
+        self._stream, self._separator = stream, separator.encode()
+        self.separators = self.nuls = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = self._stream.read(-1 if size is None else size)
+        self.separators += content.count(self._separator)
+        self.nuls += content.count(0)
+        return content
+
+    read1 = read
 
 
 def _read_carefully(source: Source, file: str, scale: tuple[float, float]) -> pd.DataFrame:
     """Read ratings as text, a part at a time, so that an error can name its line of the file."""
     how = {"dtype": str, "skip_blank_lines": False, "encoding_errors": "replace", **_FORMS[file]}
     parts = []
+    if "names" in how:  # first, because what pandas says of a long first row names no line
+        _refuse_uneven_rows(source, file, how["sep"], how["names"])
     try:
         with source.open(file) as stream:
             for chunk in pd.read_csv(stream, chunksize=1_000_000, **how):
@@ -167,6 +198,8 @@ def _read_carefully(source: Source, file: str, scale: tuple[float, float]) -> pd
         raise ValueError(f"{file} is empty; replace it by a whole copy") from None
     except pd.errors.ParserError as error:
         raise ValueError(f"{file} is malformed: {error}; correct or drop the line") from None
+    if "names" not in how:
+        _refuse_uneven_rows(source, file)
     ratings = pd.concat(parts)
     rows = Rows(ratings, file, _first_line(file))
     rows.refuse_empty()
@@ -207,7 +240,33 @@ def _read_text(source: Source, file: str, columns: list[str]) -> pd.DataFrame:
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is malformed: {error}; correct the file") from None
     Rows(table, file).refuse_missing_columns(columns)
+    _refuse_uneven_rows(source, file)
     return table
+
+
+def _refuse_uneven_rows(
+    source: Source, file: str, separator: str = ",", columns: list[str] | None = None
+) -> None:
+    """ValueError for a NUL byte or a number of fields that is not that of columns or header."""
+    with source.open(file) as stream:
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
+        rows = csv.reader(_without_nul(text, file), delimiter=separator)
+        try:
+            for row in rows:
+                columns = columns or row
+                if row and len(row) != len(columns):
+                    raise csv.Error(f"{len(row)} fields, not {len(columns)}")
+        except csv.Error as error:
+            where = f"{file}, row {rows.line_num}"
+            raise ValueError(f"{where}: {error}; correct or drop the row") from None
+
+
+def _without_nul(lines: Iterable[str], file: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            problem = "a NUL byte, the mark of a damaged file; replace the file by a whole copy"
+            raise ValueError(f"{file}, row {number}: {problem}")
+        yield line
 
 
 def _split_lines(source: Source, file: str, separator: str, columns: list[str]) -> list[list[str]]:
@@ -219,7 +278,8 @@ def _split_lines(source: Source, file: str, separator: str, columns: list[str]) 
     except UnicodeDecodeError:  # ML-100K and ML-1M are in Latin-1, later ones in UTF-8
         text = content.decode("latin-1")
     # Not splitlines(), which also breaks at characters that a title may hold.
-    lines = [line.rstrip("\r").split(separator) for line in text.rstrip("\r\n").split("\n")]
+    whole = _without_nul(text.rstrip("\r\n").split("\n"), file)
+    lines = [line.rstrip("\r").split(separator) for line in whole]
     for number, line in enumerate(lines, start=1):
         if len(line) < len(columns):
             raise ValueError(

@@ -2,29 +2,30 @@
 
 Inside :func:`checkpoints` every training keeps its state in a folder of its own, which is named
 after what is trained: network, settings and ratings. Another run of the same training finds it
-there; any other does not. A checkpoint is a file that appears whole, by renaming, once it is on
-disk: a SHA-256 checksum, then what ``torch.save`` wrote. What does not match its checksum is not
-loaded, but the checkpoint before.
+there; any other does not, and one at the same time is refused. A checkpoint is a file that appears
+whole: a SHA-256 checksum, then what ``torch.save`` wrote. What does not match its checksum is not
+loaded, but the checkpoint before. Other files in the folder are left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from dlcf.runtime.distributed import is_first
+from dlcf.runtime.paths import write_atomically
 
 __all__ = ["Checkpoint", "checkpoints", "fingerprint", "keeping_checkpoints"]
 
@@ -32,12 +33,15 @@ Result = TypeVar("Result")
 
 KEPT = 2
 DIGEST = hashlib.sha256().digest_size
+SAVED = "[0-9]" * 8 + ".pt"
+UNFINISHED = f".{SAVED}.{'[0-9a-f]' * 32}.part"  # what a killed process was writing
 
 
 class _Place(NamedTuple):
     folder: Path
     seconds: float
     steps: int | None
+    locks: ExitStack
 
 
 _place: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
@@ -59,21 +63,31 @@ def checkpoints(
         that doing it again is done at once; delete the folder when it is no longer wanted.
     seconds, steps
         The longest stretch of training that may be lost; None sets no limit on steps.
+
+    Raises
+    ------
+    RuntimeError
+        Another process trains the same, with its checkpoints in the same folder. What is trained
+        inside is locked to the end of the block; the lock of a killed process is free.
     """
-    token = _place.set(_Place(Path(folder), seconds, steps))
-    try:
+    with ExitStack() as locks:
+        token = _place.set(_Place(Path(folder), seconds, steps, locks))
+        locks.callback(_place.reset, token)
         yield
-    finally:
-        _place.reset(token)
 
 
 def keeping_checkpoints(function: Callable[..., Result]) -> Callable[..., Result]:
     """`function`, to be called in another process, with the checkpoints that are kept in this."""
-    return partial(_keeping, _place.get(), function)
+    place = _place.get()
+    return partial(_keeping, place and place[:3], function)
 
 
-def _keeping(place: _Place | None, function: Callable[..., Result], *arguments: Any) -> Result:
-    with checkpoints(*place) if place else nullcontext():
+def _keeping(
+    settings: tuple[Path, float, int | None] | None,
+    function: Callable[..., Result],
+    *arguments: Any,
+) -> Result:
+    with checkpoints(*settings) if settings else nullcontext():
         return function(*arguments)
 
 
@@ -91,6 +105,8 @@ class Checkpoint:
         self._saved_at = time.monotonic()
         if self._place is not None:
             self.folder = self._place.folder / fingerprint(network, data, settings)
+            if is_first():
+                self._place.locks.enter_context(_locked(self.folder))
 
     def load(self) -> Any | None:
         """The newest state that is whole, tensors on the CPU; None where there is none."""
@@ -108,26 +124,27 @@ class Checkpoint:
         """Whether it is time to save after this many steps."""
         if self._place is None:
             return False
-        _, seconds, steps = self._place
-        late = time.monotonic() - self._saved_at >= seconds
-        return late or (steps is not None and step % steps == 0)
+        late = time.monotonic() - self._saved_at >= self._place.seconds
+        return late or (self._place.steps is not None and step % self._place.steps == 0)
 
     def save(self, state: Any) -> None:
         """Write `state`: dicts, lists, tensors, numbers and texts, nested in any way."""
         if self._place is None or not is_first():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(".*.pt"):  # what a killed process was writing
-            path.unlink()
         self._number += 1
-        _write(self.folder / f"{self._number:08d}.pt", state)
-        for path in self._all()[:-KEPT]:
-            path.unlink()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        saved = buffer.getbuffer()
+        digest = hashlib.sha256(saved).digest()
+        write_atomically(self.folder / f"{self._number:08d}.pt", digest, saved)
+        for path in (*self.folder.glob(UNFINISHED), *self._all()[:-KEPT]):
+            with suppress(OSError):  # it may be a folder
+                path.unlink()
         self._saved_at = time.monotonic()
 
     def _all(self) -> list[Path]:
-        """Oldest first; what is still being written has a name that begins with a dot."""
-        return sorted(path for path in self.folder.glob("*.pt") if path.stem.isdecimal())
+        """Oldest first."""
+        return sorted(self.folder.glob(SAVED))
 
 
 def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], settings: Any) -> str:
@@ -153,16 +170,17 @@ def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], set
     return digest.hexdigest()[:16]
 
 
-def _write(path: Path, state: Any) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "wb") as file:
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        # One object for all trainings of this process, which may follow each other in one block.
+        with FileLock(folder / ".lock", timeout=0, is_singleton=True):
+            yield
+    except Timeout:
+        raise RuntimeError(
+            f"another process trains this: {folder} is locked; wait until it is done, or name "
+            "another folder for checkpoints"
+        ) from None
 
 
 def _read(path: Path) -> Any | None:

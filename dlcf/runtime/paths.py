@@ -40,7 +40,7 @@ _CACHE = ROOT / ".cache" if _IN_CHECKOUT else user_cache_path("dlcf")
 CACHE = Path(os.environ.get("DLCF_CACHE_DIR", _CACHE))
 
 
-def write_atomically(path: Path, content: bytes | str) -> Path:
+def write_atomically(path: Path, *content: bytes | memoryview | str) -> Path:
     """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
 
     Parameters
@@ -48,7 +48,7 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
     path
         The file to write; its folder is made where it is missing.
     content
-        Text is written as UTF-8.
+        Parts that follow each other; text is written as UTF-8.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.writelines(part.encode() if isinstance(part, str) else part for part in content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from dlcf.models.base import Recommender
 from dlcf.ratings import fingerprint
 from dlcf.registry import load_model, make
 from dlcf.runtime import paths
 from dlcf.runtime.environment import library_versions
+from dlcf.runtime.saving import DESCRIPTION
 from dlcf.training import FASTER_STEPS, pick_device
 
 __all__ = ["code_version", "fit_cached", "fit_key", "import_closure"]
@@ -34,13 +38,26 @@ def fit_cached(
     movies: pd.DataFrame | None = None,
     **settings: Any,
 ) -> Recommender:
-    """Fit a model, or load it where the same fit was done before; see :func:`fit_key`."""
+    """Fit a model, or load it where the same fit was done before; see :func:`fit_key`.
+
+    Of processes that do the same fit at once, one fits and the others wait for it and load. A
+    warning says where the kept model was damaged, or the new one could not be kept.
+    """
     model = make(name, **settings)
     folder = paths.CACHE / "models" / f"{name}-{fit_key(model, train, validation, movies)[:20]}"
-    if (folder / "model.json").is_file():
-        return load_model(folder)
-    model.fit(train, validation, movies)
-    model.save(folder)
+    with ExitStack() as lock:
+        with suppress(OSError):  # a cache that cannot be written can still be read
+            lock.enter_context(FileLock(folder / ".fit.lock"))
+        if (folder / DESCRIPTION).is_file():
+            try:
+                return load_model(folder)
+            except (ValueError, FileNotFoundError) as error:
+                warnings.warn(f"fitted anew, because {error}", stacklevel=2)
+        model.fit(train, validation, movies)
+        try:
+            model.save(folder)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"the fitted model is not kept: {error}", stacklevel=2)
     return model
 
 

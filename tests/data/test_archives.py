@@ -268,6 +268,13 @@ def test_md5_is_fetched_where_no_sha256_is_on_record(site: dict[str, Any], tmp_p
     page = f"MD5 (ml-10m.zip) = {digest}\n".encode()
     site["answers"]["ml-10m.zip.md5"] = [(page, len(page))]
     assert data.load_ratings("ml-10m")["rating"].tolist() == [3.5]
+    for page in (f"{digest}  ml-10m.zip\n", f"MD5 (ml-10m.zip) = {digest.upper()}\n", digest):
+        (paths.DATA / "ml-10m.zip.md5").write_text(page)
+        assert data.load_ratings("ml-10m")["rating"].tolist() == [3.5]
+    (paths.DATA / "ml-10m.zip.md5").write_text("")
+    with pytest.raises(ValueError, match=r"ml-10m\.zip\.md5 holds no checksum"):
+        data.load_ratings("ml-10m")
+    (paths.DATA / "ml-10m.zip.md5").write_text(page)
     (paths.DATA / "ml-10m.zip").write_bytes(content[:-1])
     with pytest.raises(ValueError, match=f"wrong checksum: md5 .*, expected {digest}"):
         data.load_ratings("ml-10m")

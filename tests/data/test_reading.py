@@ -14,7 +14,7 @@ from movielens_files import CSV, HEAD, ITEM, MOVIES_CSV, ROWS, TAGS_CSV, folder_
 
 from dlcf import data
 from dlcf.data import archives
-from dlcf.ratings import DTYPES, check_ratings, rating_scale
+from dlcf.ratings import COLUMNS, DTYPES, check_ratings, rating_scale
 from dlcf.runtime import paths
 
 # --------------------------------------------------------------------------------------- forms
@@ -220,6 +220,86 @@ def test_scale_of_the_data_set_is_enforced(tmp_path: Path) -> None:
     folder_with(tmp_path / "ml-1m", ratings_dat="1::2::4::5\n1::3::3.5::6\n1::4::0.5::6\n")
     with pytest.raises(ValueError, match=r"row 3: rating 0.5 is off the scale 1.0 to 5.0"):
         data.load_ratings("ml-1m", tmp_path)
+
+
+def damaged(rows: list[str], where: int, damage: str) -> tuple[bytes, str]:
+    """The file with a row damaged, and what is said of it; rows hold no line end."""
+    row = rows[where]
+    separator = "," if "," in row else "\t"
+    rows = list(rows)
+    if damage == "NUL in a number":
+        rows[where] = row[:1] + "\0" + row[1:]
+    elif damage == "hole":
+        rows[where] = row[:2] + "\0" * 300
+    elif damage == "hole over line ends":
+        rows[where : where + 2] = [row[:3] + "\0" * 40 + rows[where + 1][-6:]]
+    elif damage == "a field more":
+        rows[where] += separator + "5"
+    elif damage == "truncated":
+        where = len(rows) - 1
+        rows[where] = rows[where].rpartition(separator)[0]
+        return "\n".join(rows).encode(), f"row {where + 1}"
+    return ("\n".join(rows) + "\n").encode(), f"row {where + 1}"
+
+
+DAMAGES = ["NUL in a number", "hole", "hole over line ends", "a field more", "truncated"]
+LONG = [(user, 10 * user, 3.5 if user % 2 else 4.0, 964982703 + user) for user in range(11, 400)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("where", [1, 2, 200])
+@pytest.mark.parametrize("file", ["ratings.csv", "u.data", "ratings.dat", "ml-100k.inter"])
+@pytest.mark.filterwarnings("ignore::pandas.errors.ParserWarning")
+def test_damaged_ratings_are_refused(file: str, where: int, damage: str, tmp_path: Path) -> None:
+    separator = {"ratings.csv": ",", "ratings.dat": "::"}.get(file, "\t")
+    rows = [separator.join(map(str, row)) for row in LONG]
+    if file in ("ratings.csv", "ml-100k.inter"):
+        rows.insert(0, separator.join(COLUMNS))
+    else:
+        where -= 1
+    if damage == "a field more" and file == "ratings.dat":
+        rows[where] += "::5"
+        content, row = "\n".join(rows).encode(), f"row {where + 1}"
+    elif damage == "truncated" and file == "ratings.dat":
+        rows[-1] = rows[-1].rpartition("::")[0]
+        content, row = "\n".join(rows).encode(), f"row {len(rows)}"
+    else:
+        content, row = damaged(rows, where, damage)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(file)) as caught:
+        data.load_ratings(tmp_path)
+    assert re.search(f"{row}:|line {row[4:]},", str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("where", [1, 2, 200])
+def test_damaged_movies_are_refused(where: int, damage: str, tmp_path: Path) -> None:
+    rows = [f"{row[0]},Some Title ({row[0] + 1600}),Drama|War" for row in LONG]
+    content, row = damaged(["movieId,title,genres", *rows], where, damage)
+    (tmp_path / "movies.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape("movies.csv")) as caught:
+        data.load_movies(tmp_path)
+    assert re.search(f"{row}:|line {row[4:]},", str(caught.value)), caught.value
+
+
+def test_a_nul_in_other_files_is_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "a", movies_dat="1::A (1990)::War\n2::B\0 (1991)::War\n")
+    with pytest.raises(ValueError, match=r"movies\.dat, row 2: a NUL byte"):
+        data.load_movies(folder)
+    folder = folder_with(tmp_path / "b", tags_csv=TAGS_CSV.replace("it's", "it\0s"))
+    with pytest.raises(ValueError, match=r"tags\.csv, row 3: a NUL byte"):
+        data.load_tags(folder)
+
+
+def test_whole_files_are_read_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlcf.data.reading._read_carefully", None)
+    for file, separator in (("ratings.csv", ","), ("ratings.dat", "::"), ("u.data", "\t")):
+        rows = [separator.join(map(str, row)) for row in LONG]
+        head = [",".join(COLUMNS)] if file == "ratings.csv" else []
+        folder = tmp_path / file.replace(".", "-")
+        folder.mkdir()
+        (folder / file).write_text("\n".join([*head, *rows]) + "\n\n")
+        pd.testing.assert_frame_equal(data.load_ratings(folder), frame(LONG).astype(DTYPES))
 
 
 # ------------------------------------------------------------------------------- the real data

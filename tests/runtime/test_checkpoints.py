@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from dlcf.models.base import Recommender
 from dlcf.registry import fit_together, load_model, make
@@ -146,8 +148,8 @@ def test_a_damaged_checkpoint_is_not_loaded(damage: str, tmp_path: Path) -> None
         checkpoint = Checkpoint(network, [], 0)
         for step in range(4):
             checkpoint.save({"step": step, "weights": torch.full((100,), float(step))})
-        kept = sorted(path for path in checkpoint.folder.iterdir())
-        assert len(kept) == KEPT
+        kept = sorted(checkpoint.folder.glob("*.pt"))
+        assert len(kept) == KEPT == len(list(checkpoint.folder.glob("[!.]*")))
         newest = kept[-1]
         content = bytearray(newest.read_bytes())
         if damage == "cut off":
@@ -165,7 +167,7 @@ def test_a_damaged_checkpoint_is_not_loaded(damage: str, tmp_path: Path) -> None
             newest.mkdir()
         else:
             newest.write_bytes(content)
-        half_written = checkpoint.folder / ".00000009.pt"
+        half_written = checkpoint.folder / f".00000009.pt.{'0a' * 16}.part"
         half_written.write_bytes(b"half")
         again = Checkpoint(network, [], 0)
         with pytest.warns(UserWarning, match="damaged"):
@@ -187,14 +189,15 @@ def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         sync(number)
 
     def noted_replace(path: Path, target: Path) -> Path:
-        events.append(f"{path.name} -> {target.name}")
+        name = re.sub("[0-9a-f]{32}", "X", path.name)
+        events.append(f"{name} -> {target.name}")
         return replace(path, target)
 
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     with checkpoints(tmp_path):
         Checkpoint(torch.nn.Identity(), [], 0).save({"step": 1})
-    assert events == ["sync", ".00000001.pt -> 00000001.pt"]
+    assert events == ["sync", ".00000001.pt.X.part -> 00000001.pt"]
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -211,3 +214,92 @@ def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert loaded["generator"] == state["generator"]
     assert list(loaded["nested"]) == [0, "b"] and loaded["nested"]["b"] == []
     assert torch.equal(loaded["nested"][0]["a"], torch.arange(6).view(2, 3).T)
+
+
+FOREIGN = (
+    ".DS_Store",
+    "notes.txt",
+    "notes.pt",
+    "7.pt",
+    "0000000١.pt",
+    ".mine.pt",
+    "00000009.pt.bak",
+)
+
+
+def test_files_of_others_neither_stop_training_nor_go(
+    toy_ratings: pd.DataFrame, tmp_path: Path
+) -> None:
+    settings = SETTINGS["mf"]
+    expected = make("mf", seed=0, **settings).fit(toy_ratings)
+    with checkpoints(tmp_path):
+        make("mf", seed=0, **{**settings, "epochs": 3}).fit(toy_ratings)
+        (folder,) = tmp_path.iterdir()
+    for place in (tmp_path, folder):
+        for name in FOREIGN:
+            (place / name).write_text("mine")
+    (folder / "sub.pt").mkdir()
+    (folder / "00000001.pt").unlink(missing_ok=True)
+    (folder / "00000001.pt").mkdir()  # of our name, but a folder
+    with checkpoints(tmp_path, steps=2):
+        again = make("mf", seed=0, **{**settings, "epochs": 3}).fit(toy_ratings)
+        found = make("mf", seed=0, **settings).fit(toy_ratings)
+    assert len(again.history.train_loss) == 3  # type: ignore[attr-defined]
+    assert predictions(found, toy_ratings) == predictions(expected, toy_ratings)
+    for place in (tmp_path, folder):
+        assert all((place / name).read_text() == "mine" for name in FOREIGN)
+    assert (folder / "sub.pt").is_dir()
+
+
+def test_a_folder_of_a_checkpoints_name_does_not_stop_the_next(tmp_path: Path) -> None:
+    with checkpoints(tmp_path):
+        checkpoint = Checkpoint(torch.nn.Identity(), [], 0)
+        (checkpoint.folder / "00000000.pt").mkdir()
+        for step in range(4):
+            checkpoint.save({"step": step})
+        assert Checkpoint(torch.nn.Identity(), [], 0).load() == {"step": 3}
+
+
+HOLDER = """
+import sys, time, torch
+from dlcf.runtime.checkpoints import Checkpoint, checkpoints
+with checkpoints(sys.argv[1]):
+    Checkpoint(torch.nn.Identity(), [], 0)
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_same_training_at_once_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None and first.stdout.readline() == "locked\n"
+            (folder,) = tmp_path.iterdir()
+            with checkpoints(tmp_path):
+                with pytest.raises(RuntimeError, match="another process trains this") as caught:
+                    Checkpoint(torch.nn.Identity(), [], 0)
+                assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+                Checkpoint(torch.nn.Identity(), [], 1)  # something else may be trained
+        finally:
+            first.send_signal(signal.SIGKILL)
+    with checkpoints(tmp_path):
+        Checkpoint(torch.nn.Identity(), [], 0).save({"step": 1})
+
+
+def test_only_the_first_process_of_several_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlcf.runtime.checkpoints.is_first", lambda: False)
+    with checkpoints(tmp_path):
+        Checkpoint(torch.nn.Identity(), [], 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted), checkpoints(tmp_path):
+        checkpoint = Checkpoint(torch.nn.Identity(), [], 0)
+        raise Interrupted
+    with FileLock(checkpoint.folder / ".lock", timeout=0, is_singleton=False):
+        pass

@@ -67,4 +67,4 @@ def test_one_process_alone_writes_checkpoints(folder: Path) -> None:
     trained = list((folder / "checkpoints").iterdir())
     assert len(trained) == len(SETTINGS)
     for path in trained:
-        assert len(list(path.iterdir())) == 2
+        assert len(list(path.glob("[!.]*"))) == 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +133,97 @@ def test_a_name_stands_for_its_module_alone(package: Path) -> None:
     assert cache.code_version("splits", "analysis.beyond", package=package) != before
     with pytest.raises(ValueError, match=r"no module dlcf\.beyond"):
         cache.code_version("beyond", package=package)
+
+
+@pytest.mark.parametrize("damage", ["altered", "no tensors", "no model.json", "no JSON", "empty"])
+def test_a_damaged_model_is_fitted_anew_and_replaced(
+    damage: str, tmp_path: Path, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    first = cache.fit_cached("mf", toy_ratings, **SETTINGS)
+    (folder,) = (tmp_path / "models").iterdir()
+    (tensors,) = folder.glob("*.safetensors")
+    if damage == "altered":
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
+    elif damage == "no tensors":
+        monkeypatch.setattr("dlcf.runtime.saving.TRIES", 1)
+        tensors.unlink()
+    elif damage == "no model.json":
+        (folder / "model.json").unlink()
+    else:
+        (folder / "model.json").write_text("{" if damage == "no JSON" else "")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = cache.fit_cached("mf", toy_ratings, **SETTINGS)
+    texts = [str(item.message) for item in caught]
+    if damage == "no model.json":  # it was killed before the model was whole
+        assert not texts
+    else:
+        assert len(texts) == 1 and str(folder) in texts[0] and "\n" not in texts[0]
+    assert np.array_equal(first.predict(toy_ratings), again.predict(toy_ratings))
+    monkeypatch.setattr(type(first), "fit", None)
+    cache.fit_cached("mf", toy_ratings, **SETTINGS)
+
+
+@pytest.mark.parametrize("problem", [PermissionError("denied"), OSError(30, "Read-only"), None])
+def test_where_the_cache_cannot_be_written_the_model_is_returned(
+    problem: OSError | None,
+    tmp_path: Path,
+    toy_ratings: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = make("mf", **SETTINGS).fit(toy_ratings).predict(toy_ratings)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise problem or AssertionError
+
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    if problem is None:
+        (tmp_path / "cache").write_text("a file")
+    else:
+        monkeypatch.setattr(cache.FileLock, "acquire", refuse)
+        monkeypatch.setattr("dlcf.runtime.saving.write_atomically", refuse)
+    with pytest.warns(UserWarning, match="not kept") as caught:
+        model = cache.fit_cached("mf", toy_ratings, **SETTINGS)
+    assert len(caught) == 1
+    assert np.array_equal(model.predict(toy_ratings), expected)
+
+
+def test_a_cache_that_cannot_be_written_is_read(
+    tmp_path: Path, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    first = cache.fit_cached("mf", toy_ratings, **SETTINGS)
+    monkeypatch.setattr(cache.FileLock, "acquire", refuse)
+    monkeypatch.setattr(type(first), "fit", None)
+    cache.fit_cached("mf", toy_ratings, **SETTINGS)
+
+
+PROGRAM = """
+import sys
+import pandas as pd, torch
+from dlcf.models.mf import MatrixFactorization as Model
+from dlcf.studies import cache
+torch.set_num_threads(1)
+fit = Model.fit
+def counted(self, *arguments):
+    print("fitted", flush=True)
+    return fit(self, *arguments)
+Model.fit = counted
+train = pd.read_csv(sys.argv[1]).astype({"rating": "float32"})
+print(cache.fit_cached("mf", train, epochs=60, factors=4, seed=0).predict(train).sum())
+"""
+
+
+def test_two_that_fit_the_same_at_once_fit_once(tmp_path: Path, toy_ratings: pd.DataFrame) -> None:
+    toy_ratings.to_csv(tmp_path / "ratings.csv", index=False)
+    known = {"PYTHONPATH": str(paths.ROOT), "DLCF_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "ratings.csv")]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | known}
+    running = [subprocess.Popen(command, **options) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0].split() for process in running]
+    assert sorted(map(len, printed)) == [1, 2]
+    assert printed[0][-1] == printed[1][-1]
