@@ -17,19 +17,31 @@ from dlcf.baselines.svdpp import ImplicitFactorNetwork
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.mf import FactorNetwork
 from dlcf.models.network import FASTER_SCORES
-from dlcf.training import FASTER_STEPS, Batch, TrainingConfig, TrainingStep
+from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, TrainingStep
 from dlcf.variants.networks import FaithfulAttentionNetwork
 
 __all__ = ["disabled", "register"]
 
 
+# By type: embedding tables of which a batch touches few rows. SVD++'s implicit factors are none, of
+# which a batch reads nearly all.
+_FACTORS = ("user_factors", "movie_factors", "user_bias", "movie_bias")
+_TABLES: dict[type[RatingNetwork], tuple[str, ...]] = {
+    AttentionNetwork: ("user_embedding", "movie_embedding"),
+    FactorNetwork: _FACTORS,
+    ImplicitFactorNetwork: _FACTORS,
+}
+# Module and class of the steps that are written by hand.
+_BY_HAND: dict[type[RatingNetwork], tuple[str, str]] = {
+    AttentionNetwork: ("attention_step", "AttentionStep"),
+    FactorNetwork: ("factor_step", "FactorStep"),
+}
+
+
 def register() -> None:
     """Fill the hooks; importing this package does it."""
-    FASTER_STEPS[AttentionNetwork] = _step_of_attention
-    FASTER_STEPS[FactorNetwork] = _step_of_factors
-    FASTER_STEPS[ImplicitFactorNetwork] = _deferred_step_of_factors
-    FASTER_SCORES[AttentionNetwork] = _scores
-    FASTER_SCORES[FaithfulAttentionNetwork] = _scores
+    FASTER_STEPS.update(dict.fromkeys(_TABLES, _step))
+    FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))
 
 
 @contextmanager
@@ -51,41 +63,15 @@ def _module(name: str) -> Any:
     return import_module(f"{__name__}.{name}")
 
 
-def _step_of_attention(
-    network: AttentionNetwork, train: Batch, config: TrainingConfig
-) -> TrainingStep | None:
-    if config.precision == "float32" and _can_defer(train, config):
-        return _module("attention_step").AttentionStep(network, train, config)
-    return _deferred(network, train, config, network.user_embedding, network.movie_embedding)
-
-
-def _step_of_factors(
-    network: FactorNetwork, train: Batch, config: TrainingConfig
-) -> TrainingStep | None:
-    if config.precision == "float32" and _can_defer(train, config):
-        return _module("factor_step").FactorStep(network, train, config)
-    return _deferred_step_of_factors(network, train, config)
-
-
-def _deferred_step_of_factors(
-    network: FactorNetwork, train: Batch, config: TrainingConfig
-) -> TrainingStep | None:
-    """For all tables but SVD++'s implicit factors, of which a batch reads nearly all."""
-    factors = network.user_factors, network.movie_factors
-    return _deferred(network, train, config, *factors, network.user_bias, network.movie_bias)
-
-
-def _deferred(
-    network: Any, train: Batch, config: TrainingConfig, *tables: Any
-) -> TrainingStep | None:
-    if not _can_defer(train, config):
+def _step(network: RatingNetwork, train: Batch, config: TrainingConfig) -> TrainingStep | None:
+    """By hand, or with deferred Adam; on the CPU, where an epoch has one learning rate."""
+    if config.schedule != "plateau" or train[-1].device.type != "cpu":
         return None
+    if config.precision == "float32" and type(network) in _BY_HAND:
+        module, name = _BY_HAND[type(network)]
+        return getattr(_module(module), name)(network, train, config)
+    tables = [getattr(network, table) for table in _TABLES[type(network)]]
     return _module("deferred_step").DeferredStep(network, train, config, tables)
-
-
-def _can_defer(train: Batch, config: TrainingConfig) -> bool:
-    """On the CPU, with a learning rate that stands still within an epoch."""
-    return config.schedule == "plateau" and train[-1].device.type == "cpu"
 
 
 def _scores(network: AttentionNetwork, users: Tensor) -> Tensor:

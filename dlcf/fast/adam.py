@@ -20,6 +20,7 @@ rows are caught up.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlcf.fast import kernels
+from dlcf.runtime.distributed import share, sum_over_processes
+from dlcf.training import Batch, TrainingConfig, TrainingStep
 
-__all__ = ["DeferredAdam", "DistinctRows", "FlatAdam"]
+__all__ = ["DeferredAdam", "DistinctRows", "FlatAdam", "PairStep"]
+
+Ints = NDArray[np.int64]
 
 # A power below this is taken as zero: denormal floats are slow, and nothing that small is left.
 NEGLIGIBLE = 1e-30
@@ -136,6 +141,66 @@ class DistinctRows:
         position = self._position[: len(pairs)]
         count = kernels.distinct_rows(pairs, self._slot, self._rows, position)
         return self._rows[:count], position
+
+
+class PairStep(TrainingStep):
+    """A training step by hand on pairs of rows of one table, whose Adam is deferred.
+
+    The rows of `table` are those of all users, then those of all movies; `train` and `config` are
+    as for :func:`dlcf.training.train_network`.
+    """
+
+    optimizer: FlatAdam
+
+    def __init__(self, table: Tensor, n_users: int, train: Batch, config: TrainingConfig) -> None:
+        self.pairs = torch.stack([train[0], train[1] + n_users], dim=1).numpy()
+        self.order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self.embeddings = DeferredAdam(table.numpy())
+        self.batch_size = config.batch_size
+        # A single row left over joins the batch before it (dlcf.training).
+        self.n_rows = config.batch_size + 1
+        self._distinct = DistinctRows(len(table), self.n_rows)
+        self._grad_rows = table.new_empty(2 * self.n_rows, table.shape[1]).numpy()
+        self._error = torch.zeros(())
+
+    def begin_epoch(self) -> None:
+        self.embeddings.plan_steps(-(-len(self.pairs) // self.batch_size))
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        order, learning_rate = self.order[start:stop], self.optimizer.param_groups[0]["lr"]
+        n, own = len(order), share(len(order))
+        rows, position = self._distinct(self.pairs[order])
+        self.embeddings.catch_up(rows, learning_rate)
+        grad_rows = self._grad_rows[: len(rows)]
+        squares = self.differentiate(order[own], position[own], n, grad_rows)
+        self.embeddings.update(rows, sum_over_processes(grad_rows), learning_rate)
+        return sum_over_processes(self._error.fill_(squares / n))
+
+    @abstractmethod
+    def differentiate(self, order: Ints, position: Ints, n: int, grad_rows: NDArray[Any]) -> float:
+        """Forward and backward on the ratings `order`, some of a batch of `n`.
+
+        Takes the step of all weights but the table's. Leaves the gradient of the mean squared error of the batch in `grad_rows`, in which
+        `position` says where the rows of each pair are; returns the sum of squared errors.
+        """
+
+    def flush(self) -> None:
+        self.embeddings.flush(self.optimizer.param_groups[0]["lr"])
+        self._write_back()
+
+    @abstractmethod
+    def _write_back(self) -> None:
+        """Copy what was learned into the network."""
+
+    def state_dict(self) -> dict[str, Any]:
+        order, optimizer = torch.from_numpy(self.order), self.optimizer.state_dict()
+        return {"embeddings": self.embeddings.state_dict(), "optimizer": optimizer, "order": order}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.embeddings.load_state_dict(state["embeddings"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.order = state["order"].numpy()
+        self._write_back()
 
 
 class FlatAdam(torch.optim.Optimizer):

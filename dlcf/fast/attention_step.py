@@ -25,15 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.fast import kernels
-from dlcf.fast.adam import DeferredAdam, DistinctRows, FlatAdam
+from dlcf.fast.adam import FlatAdam, Ints, PairStep
 from dlcf.models.deepcf import AttentionNetwork
-from dlcf.runtime.distributed import (
-    n_processes,
-    share,
-    sum_array_over_processes,
-    sum_over_processes,
-)
-from dlcf.training import Batch, TrainingConfig, TrainingStep
+from dlcf.runtime.distributed import n_processes, share, sum_over_processes
+from dlcf.training import Batch, TrainingConfig
 
 __all__ = ["AttentionStep"]
 
@@ -81,9 +76,9 @@ class HiddenLayer:
         product, values, hidden, activated, _ = self._view(len(inputs))
         torch.mm(inputs, self.weight.mT, out=product)
         kernels.column_sums(values, self._sums)
-        sum_array_over_processes(self._sums)
+        sum_over_processes(self._sums)
         kernels.centred_squares(values, self._sums, n, self._squares)
-        sum_array_over_processes(self._squares)
+        sum_over_processes(self._squares)
         norm = self._running, self.momentum, self.epsilon, self.gain, self.shift
         found = self._mean, self._inv_std, self._slope, self._offset
         kernels.batch_moments(self._sums, self._squares, n, *norm, *found)
@@ -98,7 +93,7 @@ class HiddenLayer:
         own = self.grad_gain, self.grad_shift
         kernels.dropout_relu_backward(grad, activated, values, self._mean, self.scale, *own)
         # Copies, because with the other gradients each process's part of these is summed later.
-        sums = own if n_processes() == 1 else [sum_array_over_processes(s.copy()) for s in own]
+        sums = own if n_processes() == 1 else [sum_over_processes(s.copy()) for s in own]
         norm = self._mean, self._inv_std, self._slope
         coefficients = self._value_coefficient, self._constant
         kernels.norm_coefficients(*sums, n, *norm, self.grad_gain, *coefficients)
@@ -115,33 +110,21 @@ class HiddenLayer:
         return self._views[n]
 
 
-class AttentionStep(TrainingStep):
+class AttentionStep(PairStep):
     """A training step of :class:`~dlcf.models.deepcf.AttentionNetwork` on the CPU."""
-
-    optimizer: FlatAdam
 
     def __init__(self, network: AttentionNetwork, train: Batch, config: TrainingConfig) -> None:
         self.network = network
-        self.batch_size = config.batch_size
         low, high = network.scale
         self.scale = low, high - low
-        users, movies, ratings = train
-        dtype = network.output.weight.dtype
-        # Users and movies are rows of one table.
-        movies = movies + network.user_embedding.num_embeddings
-        self.pairs = torch.stack([users, movies], dim=1).numpy()
-        self.ratings = ratings.to(dtype).numpy()
-        self.order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self.ratings = train[2].to(network.output.weight.dtype).numpy()
         self.generator = np.random.default_rng((config.seed, STREAM))
-        with torch.no_grad():
-            table = torch.cat([own.detach() for own in _tables(network)])
-            self.flat = torch.cat([own.detach().ravel() for own in _dense(network)])
-        self.embeddings = DeferredAdam(table.numpy())
+        table = torch.cat(_tables(network)).detach()
+        super().__init__(table, network.user_embedding.num_embeddings, train, config)
+        self.flat = torch.cat([own.detach().ravel() for own in _dense(network)])
         self.gradient = torch.zeros_like(self.flat)
         self.optimizer = FlatAdam(self.flat, self.gradient, config.learning_rate)
-        self._error = torch.zeros(())
-        # A single row left over joins the batch before it (dlcf.training).
-        self._build(table.shape[1], self.batch_size + 1)
+        self._build(table.shape[1], self.n_rows)
 
     def _build(self, size: int, n_rows: int) -> None:
         """Views of weights and gradients by layer, and memory for a batch of `n_rows`."""
@@ -161,54 +144,22 @@ class AttentionStep(TrainingStep):
         self._inputs, self._weight = new(n_rows, 2 * size), new(n_rows).numpy()
         self._grad_hidden = new(n_rows, len(self.output))
         self._contrast = new(2 * size).numpy()
-        self._grad_rows = new(2 * n_rows, size).numpy()
-        self._distinct = DistinctRows(len(self.embeddings.table), n_rows)
 
     def begin_epoch(self) -> None:
-        n = len(self.ratings)
-        self.order = self.generator.permutation(n)
-        self.embeddings.plan_steps(-(-n // self.batch_size))
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        order = self.order[start:stop]
-        n, own = len(order), share(len(order))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        pairs = self.pairs[order]
-        rows, position = self._distinct(pairs)
-        self.embeddings.catch_up(rows, learning_rate)
-        grad_rows = self._grad_rows[: len(rows)]
-        bits = self.draw_bits(n)
-        squares = self.differentiate(
-            pairs[own], position[own], self.ratings[order[own]], bits[own], n, grad_rows
-        )
-        self.embeddings.update(rows, sum_array_over_processes(grad_rows), learning_rate)
-        sum_over_processes(self.gradient)
-        self.optimizer.update()
-        return sum_over_processes(self._error.fill_(squares / n))
-
-    def flush(self) -> None:
-        self.embeddings.flush(self.optimizer.param_groups[0]["lr"])
-        self._write_back()
+        self.order = self.generator.permutation(len(self.ratings))
+        super().begin_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "embeddings": self.embeddings.state_dict(),
-            "flat": self.flat,
-            "norms": [layer.running for layer in self.layers],
-            "optimizer": self.optimizer.state_dict(),
-            "order": torch.from_numpy(self.order),
-            "generator": self.generator.bit_generator.state,
-        }
+        norms = [layer.running for layer in self.layers]
+        generator = self.generator.bit_generator.state
+        return {**super().state_dict(), "flat": self.flat, "norms": norms, "generator": generator}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.embeddings.load_state_dict(state["embeddings"])
         self.flat.copy_(state["flat"])
         for layer, running in zip(self.layers, state["norms"], strict=True):
             layer.running.copy_(running)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.order = state["order"].numpy()
         self.generator.bit_generator.state = state["generator"]
-        self._write_back()
+        super().load_state_dict(state)
 
     def draw_bits(self, n: int) -> NDArray[np.uint16]:
         """Random bits for every hidden unit of `n` ratings; dropout drops the lowest.
@@ -219,20 +170,8 @@ class AttentionStep(TrainingStep):
         words = self.generator.bit_generator.random_raw(n_words)
         return words.view(np.uint16)[: n * self.n_bits].reshape(n, self.n_bits)
 
-    def differentiate(
-        self,
-        pairs: NDArray[np.int64],
-        position: NDArray[np.int64],
-        ratings: Floats,
-        bits: NDArray[np.uint16],
-        n: int,
-        grad_rows: Floats,
-    ) -> float:
-        """Forward and backward on some of the `n` ratings of a batch.
-
-        Leaves the gradient of the mean squared error in `grad_rows` for the embeddings and in
-        :attr:`gradient` for all other weights; returns the sum of squared errors.
-        """
+    def differentiate(self, order: Ints, position: Ints, n: int, grad_rows: Floats) -> float:
+        pairs, ratings, bits = self.pairs[order], self.ratings[order], self.draw_bits(n)[share(n)]
         n_own = len(pairs)
         inputs, weight = self._inputs[:n_own], self._weight[:n_own]
         table, attention = self.embeddings.rows, (self.attention, self.attention_bias)
@@ -250,11 +189,12 @@ class AttentionStep(TrainingStep):
         kept = table, pairs, position, self._contrast, weight
         gradients = grad_rows, self.grad_attention, self.grad_attention_bias
         kernels.attend_backward(grad_hidden.numpy(), *kept, *gradients)
+        sum_over_processes(self.gradient)
+        self.optimizer.update()
         return squares
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        """Copy what was learned into the network."""
         tables = _tables(self.network)
         table = torch.from_numpy(self.embeddings.table).split([len(own) for own in tables])
         learned = [*table, *_views(self.flat, self.network)]

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import nn
 
 from dlcf.fast import kernels
-from dlcf.fast.adam import DeferredAdam, DistinctRows, FlatAdam
+from dlcf.fast.adam import FlatAdam, Ints, PairStep
 from dlcf.models.mf import FactorNetwork
-from dlcf.runtime.distributed import share, sum_array_over_processes, sum_over_processes
-from dlcf.training import Batch, TrainingConfig, TrainingStep
+from dlcf.training import Batch, TrainingConfig
 
 __all__ = ["FactorStep"]
 
 
-class FactorStep(TrainingStep):
+class FactorStep(PairStep):
     """A training step of :class:`~dlcf.models.mf.FactorNetwork` on the CPU.
 
     A row of the one table is a user's or a movie's factors, then the bias.
@@ -35,68 +34,38 @@ class FactorStep(TrainingStep):
         self.network = network
         nothing = torch.empty(0)  # the optimiser holds the learning rate, and no more
         self.optimizer = FlatAdam(nothing, nothing, config.learning_rate)
-        self.batch_size = config.batch_size
-        users, movies, ratings = train
-        self.pairs = torch.stack([users, movies + len(network.user_bias.weight)], dim=1).numpy()
-        self.deviations = ratings.numpy() - network.mean.numpy()
+        self.deviations = train[2].numpy() - network.mean.numpy()
         self.penalties = network.regularization, network.bias_regularization
-        self.order = torch.empty(0, dtype=torch.int64)
-        self.tables = DeferredAdam(self._table().numpy())
-        n_rows, size = config.batch_size + 1, self.tables.table.shape[1]
-        self._distinct = DistinctRows(len(self.tables.table), n_rows)
-        self._grad_rows = np.empty((2 * n_rows, size), dtype=self.tables.table.dtype)
+        table = torch.cat([torch.cat([f.weight, b.weight], dim=1) for f, b in _sides(network)])
+        super().__init__(table.detach(), len(network.user_bias.weight), train, config)
 
     def begin_epoch(self) -> None:
-        self.order = torch.randperm(len(self.pairs))
-        self.tables.plan_steps(-(-len(self.pairs) // self.batch_size))
+        self.order = torch.randperm(len(self.pairs)).numpy()
+        super().begin_epoch()
 
-    def __call__(self, start: int, stop: int) -> Tensor:
-        order = self.order[start:stop].numpy()
-        n, own = len(order), share(len(order))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        pairs = self.pairs[order]
-        rows, position = self._distinct(pairs)
-        self.tables.catch_up(rows, learning_rate)
-        grad_rows = self._grad_rows[: len(rows)]
-        deviations = self.deviations[order[own]]
-        batch = self.tables.rows, pairs[own], position[own], deviations, n
-        squares = kernels.factor_gradient(*batch, *self.penalties, grad_rows)
-        self.tables.update(rows, sum_array_over_processes(grad_rows), learning_rate)
-        return sum_over_processes(torch.tensor(squares / n))
-
-    def flush(self) -> None:
-        self.tables.flush(self.optimizer.param_groups[0]["lr"])
-        self._write_back()
+    def differentiate(self, order: Ints, position: Ints, n: int, grad_rows: NDArray[Any]) -> float:
+        batch = self.embeddings.rows, self.pairs[order], position, self.deviations[order], n
+        return kernels.factor_gradient(*batch, *self.penalties, grad_rows)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "tables": self.tables.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "order": self.order,
-            "random": torch.get_rng_state(),
-        }
+        return {**super().state_dict(), "random": torch.get_rng_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tables.load_state_dict(state["tables"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.order = state["order"]
         torch.set_rng_state(state["random"])
-        self._write_back()
-
-    def _table(self) -> Tensor:
-        network = self.network
-        users = torch.cat([network.user_factors.weight, network.user_bias.weight], dim=1)
-        movies = torch.cat([network.movie_factors.weight, network.movie_bias.weight], dim=1)
-        return torch.cat([users, movies]).detach()
+        super().load_state_dict(state)
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        """Copy what was learned into the network."""
-        network, table = self.network, torch.from_numpy(self.tables.table)
-        n_users = len(network.user_bias.weight)
-        for factors, bias, rows in (
-            (network.user_factors, network.user_bias, table[:n_users]),
-            (network.movie_factors, network.movie_bias, table[n_users:]),
-        ):
-            factors.weight.copy_(rows[:, :-1])
-            bias.weight.copy_(rows[:, -1:])
+        sides = _sides(self.network)
+        rows = torch.from_numpy(self.embeddings.table).split(
+            [len(bias.weight) for _, bias in sides]
+        )
+        for (factors, bias), learned in zip(sides, rows, strict=True):
+            factors.weight.copy_(learned[:, :-1])
+            bias.weight.copy_(learned[:, -1:])
+
+
+def _sides(network: FactorNetwork) -> list[tuple[nn.Embedding, nn.Embedding]]:
+    """Factors and bias of the users, and of the movies."""
+    users, movies = network.user_factors, network.movie_factors
+    return [(users, network.user_bias), (movies, network.movie_bias)]

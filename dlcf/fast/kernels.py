@@ -16,6 +16,7 @@ from one that is loaded from numba's cache, and a first run would not have the b
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,9 @@ from numba import njit
 
 # Sums may be reordered and products fused with sums; infinities and NaN stay what they are.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
-
-
-def _compiled(function: Any) -> Any:
-    return njit(cache=True, error_model="numpy", fastmath=_FASTMATH)(function)
-
-
-def _compiled_nogil(function: Any) -> Any:
-    """For loops that run in several threads; too short ones lose more by handing the lock over."""
-    return njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
+_compiled: Any = partial(njit, cache=True, error_model="numpy", fastmath=_FASTMATH)
+# For loops that run in several threads; too short ones lose more by handing the lock over.
+_compiled_nogil: Any = partial(_compiled, nogil=True)
 
 
 # ------------------------------------------------------------------- batch norm, relu and dropout

@@ -10,21 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = [
-    "is_first",
-    "n_processes",
-    "process_group",
-    "share",
-    "sum_array_over_processes",
-    "sum_over_processes",
-]
+__all__ = ["is_first", "n_processes", "process_group", "share", "sum_over_processes"]
+
+Values = TypeVar("Values", Tensor, NDArray[Any])
 
 
 @contextmanager
@@ -61,15 +56,8 @@ def share(n: int) -> slice:
     return slice(n * rank // processes, n * (rank + 1) // processes)
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """`tensor` with what all processes have in it added up, in place; the same bits in each."""
+def sum_over_processes(values: Values) -> Values:
+    """`values` with what all processes have in them added up, in place; the same bits in each."""
     if n_processes() > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def sum_array_over_processes(array: NDArray[np.floating]) -> NDArray[np.floating]:
-    """:func:`sum_over_processes` of an array, in place."""
-    if n_processes() > 1:
-        sum_over_processes(torch.from_numpy(array))
-    return array
+        dist.all_reduce(torch.as_tensor(values))  # of an array, a tensor on the same memory
+    return values

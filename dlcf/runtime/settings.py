@@ -7,12 +7,20 @@ A field is ``epochs: int = setting(10, least=1)``; :func:`check_settings`, calle
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 __all__ = ["check_settings", "setting"]
+
+_LIMITS = {
+    "least": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("of at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 def setting(
@@ -69,29 +77,17 @@ def _checked(declared: Field[Any], kind: str, value: Any) -> Any:
 
 
 def _number(declared: Field[Any], kind: str, value: Any) -> int | float:
-    limits = declared.metadata
+    kept = declared.metadata
+    limits = [(*known, kept[key]) for key, known in _LIMITS.items() if kept.get(key) is not None]
     wanted = "a whole number" if kind == "int" else "a number"
-    words = {"least": "of at least", "above": "above", "most": "of at most", "below": "below"}
-    said = [f"{word} {limits[key]:g}" for key, word in words.items() if limits.get(key) is not None]
-    wanted = " ".join([wanted, " and ".join(said)]).strip()
+    said = " and ".join(f"{words} {limit:g}" for words, _, limit in limits)
+    wanted = f"{wanted} {said}".strip()
     if isinstance(value, bool) or not isinstance(value, Integral if kind == "int" else Real):
         _refuse(declared, value, wanted)
     number = int(value) if kind == "int" else float(value)
-    fits = (
-        math.isfinite(number)
-        and number >= _limit(limits, "least", -math.inf)
-        and number > _limit(limits, "above", -math.inf)
-        and number <= _limit(limits, "most", math.inf)
-        and number < _limit(limits, "below", math.inf)
-    )
-    if not fits:
+    if not (math.isfinite(number) and all(holds(number, limit) for _, holds, limit in limits)):
         _refuse(declared, value, wanted)
     return number
-
-
-def _limit(limits: Any, key: str, default: float) -> float:
-    found = limits.get(key)
-    return default if found is None else found
 
 
 def _refuse(declared: Field[Any], value: Any, wanted: str) -> None:

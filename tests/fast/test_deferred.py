@@ -138,7 +138,7 @@ def test_the_gradient_by_hand_is_autograds() -> None:
     rows, position = np.unique(step.pairs, return_inverse=True)
     position = position.reshape(step.pairs.shape)
     grad_rows = np.empty((len(rows), 5))
-    batch = step.tables.rows, step.pairs, position, step.deviations, 100
+    batch = step.embeddings.rows, step.pairs, position, step.deviations, 100
     squares = kernels.factor_gradient(*batch, *step.penalties, grad_rows)
     objective, error = network.losses(users, movies, ratings)
     assert squares / 40 == pytest.approx(error.item(), rel=1e-12)
@@ -158,9 +158,9 @@ def test_a_step_by_hand_touches_the_rows_of_its_batch_alone() -> None:
     assert isinstance(step, FactorStep)
     step.begin_epoch()
     for start in (0, BATCH_SIZE):
-        before = step.tables.rows.copy()
+        before = step.embeddings.rows.copy()
         step(start, start + BATCH_SIZE)
-        changed = np.flatnonzero((step.tables.rows != before).any(axis=(1, 2)))
+        changed = np.flatnonzero((step.embeddings.rows != before).any(axis=(1, 2)))
         touched = np.unique(step.pairs[step.order[start : start + BATCH_SIZE]])
         assert np.array_equal(changed, touched)
 

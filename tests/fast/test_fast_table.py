@@ -10,7 +10,7 @@ import dlcf.fast
 from dlcf.runtime.paths import RESULTS
 
 ROOM = Path(dlcf.fast.__file__).parent
-LIMIT = 1400
+LIMIT = 1360
 
 
 def rows() -> list[list[str]]:
