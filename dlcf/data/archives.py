@@ -170,9 +170,7 @@ class Source:
             size = member.file_size
             if size > min(LARGEST_MEMBER, LARGEST_RATIO * member.compress_size):
                 problem = f"{member.filename} would unpack to {size} bytes, more than MovieLens has"
-                raise ValueError(
-                    f"{self.path}: {problem}; delete the archive and download it again"
-                )
+                raise ValueError(f"{self.path}: {problem}; delete it and download it again")
             with archive.open(member) as stream:
                 yield stream
 

@@ -150,7 +150,7 @@ def _read_cached(source: Source, file: str, scale: tuple[float, float]) -> pd.Da
 
 def _read_ratings(source: Source, file: str, scale: tuple[float, float]) -> pd.DataFrame:
     form = _FORMS[file]
-    try:
+    with suppress(ValueError, OverflowError):
         with source.open(file) as stream:
             counted: Any = _Counted(stream, form["sep"])
             ratings: pd.DataFrame = pd.read_csv(counted, dtype=DTYPES, **form)
@@ -159,8 +159,6 @@ def _read_ratings(source: Source, file: str, scale: tuple[float, float]) -> pd.D
         # Pandas cuts a number at a NUL byte, and the first row to the columns of the header.
         if counted.nuls == 0 and counted.separators == n_lines * (n_columns - 1):
             return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
-    except (ValueError, OverflowError):
-        pass
     return _read_carefully(source, file, scale)
 
 
@@ -198,8 +196,7 @@ def _read_carefully(source: Source, file: str, scale: tuple[float, float]) -> pd
         raise ValueError(f"{file} is empty; replace it by a whole copy") from None
     except pd.errors.ParserError as error:
         raise ValueError(f"{file} is malformed: {error}; correct or drop the line") from None
-    if "names" not in how:
-        _refuse_uneven_rows(source, file)
+    _refuse_uneven_rows(source, file, how["sep"], how.get("names"))
     ratings = pd.concat(parts)
     rows = Rows(ratings, file, _first_line(file))
     rows.refuse_empty()
@@ -257,8 +254,8 @@ def _refuse_uneven_rows(
                 if row and len(row) != len(columns):
                     raise csv.Error(f"{len(row)} fields, not {len(columns)}")
         except csv.Error as error:
-            where = f"{file}, row {rows.line_num}"
-            raise ValueError(f"{where}: {error}; correct or drop the row") from None
+            problem = f"{error}; correct or drop the row"
+            raise ValueError(f"{file}, row {rows.line_num}: {problem}") from None
 
 
 def _without_nul(lines: Iterable[str], file: str) -> Iterator[str]:
@@ -282,10 +279,8 @@ def _split_lines(source: Source, file: str, separator: str, columns: list[str]) 
     lines = [line.rstrip("\r").split(separator) for line in whole]
     for number, line in enumerate(lines, start=1):
         if len(line) < len(columns):
-            raise ValueError(
-                f"{file}, row {number}: not {', '.join(columns)} with {separator!r} between; "
-                "correct or drop the row"
-            )
+            problem = f"not {', '.join(columns)} with {separator!r} between"
+            raise ValueError(f"{file}, row {number}: {problem}; correct or drop the row")
     return lines
 
 

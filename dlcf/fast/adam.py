@@ -180,8 +180,9 @@ class PairStep(TrainingStep):
     def differentiate(self, order: Ints, position: Ints, n: int, grad_rows: NDArray[Any]) -> float:
         """Forward and backward on the ratings `order`, some of a batch of `n`.
 
-        Takes the step of all weights but the table's. Leaves the gradient of the mean squared error of the batch in `grad_rows`, in which
-        `position` says where the rows of each pair are; returns the sum of squared errors.
+        Leaves the gradient of the mean squared error of the batch in `grad_rows`, in which
+        `position` says where the rows of each pair are, and takes the step of weights that are in
+        no table; returns the sum of squared errors.
         """
 
     def flush(self) -> None:
