@@ -12,16 +12,7 @@ import pandas as pd
 
 from dlcf.runtime import paths
 
-__all__ = [
-    "RECORD",
-    "limit_of",
-    "load_bench",
-    "measured_costs",
-    "ratio_table",
-    "seconds_table",
-    "size_table",
-    "vocabulary_table",
-]
+__all__ = ["load_bench", "ratio_table", "seconds_table", "size_table", "vocabulary_table"]
 
 RECORD = paths.RESULTS / "bench.json"
 NONE = float("nan")
@@ -41,27 +32,20 @@ def limit_of(found: Entry) -> float:
 
 
 def ratio_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """Every comparison that has two sides.
+    """Every comparison that has two sides, indexed by what is compared.
 
-    Returns
-    -------
-    DataFrame
-        Index: what is compared; columns ``ours_s``, ``reference_s``, ``ratio`` (reference / ours),
-        ``met``, ``before`` (the ratio in the run before, NaN where there was none) and ``target``
-        (the least ratio wanted).
+    ``ours_s``, ``reference_s``, ``ratio`` (reference / ours), ``met``, ``before`` (the ratio in the
+    run before, NaN where there was none) and ``target`` (the least ratio wanted).
     """
     table = _with_target(record, ["ours_s", "reference_s", "ratio", "met", "before", "target"])
     return table[table["ratio"].notna()]
 
 
 def seconds_table(record: Mapping[str, Any]) -> pd.DataFrame:
-    """What is to take no more than some time, beside nothing.
+    """What is to take no more than some time, beside nothing, indexed by what is measured.
 
-    Returns
-    -------
-    DataFrame
-        Index: what is measured; columns ``ours_s``, ``before`` (the seconds in the run before, NaN
-        where there was none), ``target`` (the most seconds wanted) and ``met``.
+    ``ours_s``, ``before`` (the seconds in the run before, NaN where there was none), ``target``
+    (the most seconds wanted) and ``met``.
     """
     table = _with_target(record, ["ours_s", "before", "target", "met", "ratio"])
     return table[table["ratio"].isna()].drop(columns="ratio")

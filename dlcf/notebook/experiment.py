@@ -12,28 +12,22 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from dlcf.models.base import Recommender
+from dlcf.data import DATASETS
 from dlcf.notebook.plots import figure_bytes, use_style
 from dlcf.runtime import paths
-from dlcf.studies.cache import code_version, fit_cached
+from dlcf.splits import SPLITS
+from dlcf.studies.cache import fit_cached
 
-__all__ = [
-    "Run",
-    "check_parameters",
-    "code_version",
-    "fit_cached",
-    "output_folder",
-    "read_parameters",
-    "start",
-]
+__all__ = ["Run", "check_parameters", "output_folder", "read_parameters", "start"]
 
 CHECK = "DLCF_CHECK_RESULTS"
 THREADS = "DLCF_THREADS"
 OUTPUT = "DLCF_OUTPUT_DIR"
+# Last word of a parameter's name -> the least that it can be.
+LEAST = {"SEED": 0, "EPOCHS": 1, "FACTORS": 1, "K": 1, "MODELS": 2, "SIZE": 1, "USERS": 1}
 
 
 def read_parameters(notebook: str) -> dict[str, Any]:
@@ -55,7 +49,7 @@ def read_parameters(notebook: str) -> dict[str, Any]:
 
 
 def check_parameters(notebook: str, given: Mapping[str, Any]) -> None:
-    """Raise ValueError where a given parameter is unknown or not of the stored value's type."""
+    """Raise ValueError where a given parameter is unknown, of a wrong type or a wrong value."""
     stored = read_parameters(notebook)
     unknown = sorted(set(given) - set(stored))
     if unknown:
@@ -68,17 +62,21 @@ def check_parameters(notebook: str, given: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{notebook}: {name} is {value!r}; give {wanted.__name__}, such as {stored[name]!r}"
             )
+        least = LEAST.get(name.split("_")[-1])
+        if least is not None and value < least:
+            raise ValueError(f"{notebook}: {name} is {value}; give {least} or more")
+        if name == "SPLIT" and value not in SPLITS:
+            raise ValueError(f"{notebook}: SPLIT is {value!r}; give one of {', '.join(SPLITS)}")
+        if name == "DATASET" and not (value in DATASETS or Path(value).is_dir()):
+            known = ", ".join(DATASETS)
+            raise ValueError(f"{notebook}: DATASET is {value!r}; give a folder or one of {known}")
 
 
 def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Begin a notebook: check what papermill injected, fix the thread count, set the style.
 
-    Parameters
-    ----------
-    notebook
-        The notebook's file name without its ending.
-    namespace
-        The notebook's ``globals()``, right after its parameters.
+    `notebook` is the file's name without its ending, `namespace` its ``globals()``, right after the
+    parameters.
     """
     injected: dict[str, Any] = {}
     for source in namespace.get("In", []):
@@ -114,17 +112,13 @@ class Run:
     other, to a folder of their own under `runs/`, so that an experiment never replaces them.
     """
 
+    fit = staticmethod(fit_cached)  # a model by name, which is not fitted twice
+
     def __init__(self, notebook: str, parameters: dict[str, Any]) -> None:
         self.notebook = notebook
         self.parameters = parameters
         self.is_default = parameters == read_parameters(notebook)
         self.folder = output_folder(notebook, parameters)
-
-    def fit(
-        self, name: str, train: pd.DataFrame, movies: pd.DataFrame | None = None, **settings: Any
-    ) -> Recommender:
-        """A model by name, from the cache where it was fitted before; see :func:`fit_cached`."""
-        return fit_cached(name, train, movies=movies, **settings)
 
     def save_figure(self, figure: Figure, name: str) -> None:
         """Write `figures/NAME.pdf` and `.png`, show the figure below the cell, and close it."""
@@ -139,7 +133,8 @@ class Run:
         """Write the notebook's numbers to `results/NOTEBOOK.json`, with the parameters.
 
         Where the environment variable DLCF_CHECK_RESULTS is set and the parameters are the stored
-        ones, nothing is written: the numbers are compared with the file.
+        ones, nothing is written: the numbers are compared with the file, and AssertionError lists
+        those that differ.
 
         Parameters
         ----------
@@ -148,11 +143,6 @@ class Run:
         tolerance
             Largest absolute difference that the comparison accepts. Closed-form numbers keep the
             default; those of trained networks differ between processors and need room for it.
-
-        Raises
-        ------
-        AssertionError
-            The comparison failed; the message lists each number that differs.
         """
         path = self.folder / "results" / f"{self.notebook}.json"
         content = {"parameters": self.parameters, "numbers": _rounded(numbers)}
@@ -168,10 +158,9 @@ class Run:
 
 def _assignments(source: str) -> dict[str, Any]:
     """Values by name; papermill's own reader leaves them as text."""
-    statements = ast.parse(source).body
     return {
         ast.unparse(statement.targets[0]): ast.literal_eval(statement.value)
-        for statement in statements
+        for statement in ast.parse(source).body
         if isinstance(statement, ast.Assign)
     }
 

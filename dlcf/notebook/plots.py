@@ -25,8 +25,7 @@ __all__ = ["figure_bytes", "use_style"]
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
 Style = dict[str, Any]  # keyword arguments of a drawing
-SPLIT_NAMES = {
-    "random": "random",
+SPLIT_NAMES = {  # where the name in print is another
     "user-temporal": "per-user temporal",
     "global-temporal": "global temporal",
     "leave-last-out": "leave last out",
@@ -184,16 +183,10 @@ def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
 def dot_table(
     table: pd.DataFrame, label: str, reference: Mapping[str, float] | None = None
 ) -> Figure:
-    """One panel a column, one dot a row: a table to compare by eye.
+    """One panel a column, one dot a row, the first row on top: a table to compare by eye.
 
-    Parameters
-    ----------
-    table
-        Rows are models (first row on top), columns are panels.
-    label
-        What the numbers are, with the unit.
-    reference
-        By column, a value to mark with a line.
+    `label` says what the numbers are, with the unit; `reference` has by column a value to mark with
+    a line.
     """
     figure, axes = _panels(table.shape[1], 0.6 + 0.26 * len(table), sharey=True)
     above: Style = {"textcoords": "offset points", "ha": "center", "size": 6.5}
@@ -235,15 +228,8 @@ def forest(
 ) -> Figure:
     """Means with intervals, one panel a split; models of ours in another colour and shape.
 
-    Parameters
-    ----------
-    tables
-        Split -> frame with index model and columns ``mean``, ``low``, ``high``, rows in the order
-        of drawing, top first.
-    label
-        What the numbers are, with the unit.
-    reference
-        Where a line stands that the numbers are to be compared with; None draws none.
+    `tables` maps a split to a frame with index model, the top one first, and columns ``mean``,
+    ``low``, ``high``. `label` is as for :func:`dot_table`; a line stands at `reference`.
     """
     rows = max(len(table) for table in tables.values())
     figure, axes = _panels(len(tables), 0.7 + 0.2 * rows)
@@ -357,14 +343,8 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -> Figure:
     """How many times faster than the plain way, and what time and memory cost by size.
 
-    Parameters
-    ----------
-    ratios
-        Index: what is compared; columns ``ratio`` and ``target`` (NaN where there is none).
-    sizes
-        Columns ``model``, ``ratings``, ``fit_s`` (one epoch) and ``peak_bytes``.
-    vocabulary
-        Columns ``model``, ``rows`` (users and movies), ``ours_ms`` and ``dense_ms`` (a step).
+    The tables are :func:`~dlcf.notebook.bench_tables.ratio_table`, `size_table` and
+    `vocabulary_table`.
     """
     size = PAGE, max(4.0, 0.9 + 0.38 * len(ratios))
     layout = "REM;RSS"  # ratios, epoch, memory; step

@@ -11,14 +11,7 @@ from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
 from dlcf.studies.compare import load_comparison
 
-__all__ = [
-    "HEADLINE",
-    "bench_table",
-    "comparison_table",
-    "headline_table",
-    "readme_with_tables",
-    "update_readme",
-]
+__all__ = ["HEADLINE", "bench_table", "comparison_table", "headline_table", "update_readme"]
 
 HEADLINE = "04_evaluation"
 ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `bias` does

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 import papermill
 
-from dlcf.data import resolve_dataset
+from dlcf.data import DATASETS, resolve_dataset
 from dlcf.notebook.experiment import check_parameters, output_folder, read_parameters
 from dlcf.notebook.report import HEADLINE, headline_table
 from dlcf.runtime import paths
@@ -23,10 +23,7 @@ __all__ = ["choose_parameters", "keep_outputs", "main", "run_notebook"]
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     """Execute a notebook of `notebooks/`, named without its ending; returns the seconds it took.
 
-    Raises
-    ------
-    ValueError
-        A parameter is unknown or has a wrong type; nothing was executed.
+    ValueError, before anything is executed, is that of :func:`check_parameters`.
     """
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,26 +61,26 @@ def choose_parameters(
 ) -> dict[str, dict[str, Any]]:
     """What each notebook takes of the parameters given and does not store anyway.
 
-    Where `DATASET` is not given, it is the stored one or what can be had from here instead.
-
-    Raises
-    ------
-    ValueError
-        There is no such notebook, no notebook takes a parameter, or a value has a wrong type.
+    Where `DATASET` is not given, it is the stored one or what can be had from here instead; that of
+    a folder becomes absolute. ValueError says that there is no such notebook, that none takes a
+    parameter, or what a value must be.
     """
     known = {name: read_parameters(name) for name in notebooks}
     taken = {name: value for stored in known.values() for name, value in stored.items()}
     unknown = ", ".join(sorted(given.keys() - taken.keys()))
     if unknown:
         raise ValueError(f"no notebook takes {unknown}; they take {', '.join(sorted(taken))}")
+    for notebook, stored in known.items():
+        check_parameters(notebook, {name: given[name] for name in given if name in stored})
     if "DATASET" in taken.keys() - given.keys():
         given = {**given, "DATASET": resolve_dataset(taken["DATASET"])}
-    chosen = {}
-    for notebook, stored in known.items():
-        own = {name: value for name, value in given.items() if name in stored}
-        check_parameters(notebook, own)
-        chosen[notebook] = {name: value for name, value in own.items() if value != stored[name]}
-    return chosen
+    elif "DATASET" in given and given["DATASET"] not in DATASETS:
+        # The kernel runs in notebooks/, where a relative path would be another folder.
+        given = {**given, "DATASET": str(Path(given["DATASET"]).resolve())}
+    return {
+        notebook: {k: v for k, v in given.items() if k in stored and v != stored[k]}
+        for notebook, stored in known.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="*", help="names or paths; all of them by default")
     pair: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", "--parameter", action="append", default=[], **pair)
-    parser.add_argument("--output", type=Path, default=paths.RUNS, help="default: runs/")
+    where = "of the executed notebooks; default: runs/, with other parameters a folder there"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=where)
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     options = parser.parse_args(arguments)
     if options.keep and options.parameter:
@@ -105,15 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = choose_parameters(names, {n: _value(text) for n, text in options.parameter})
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    folders = {name: output_folder(name, chosen[name]) for name in names}
+    executed_in = {n: options.output or (folders[n] if chosen[n] else paths.RUNS) for n in names}
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} ...", end=" ", flush=True)
-        executed = options.output / f"{name}.ipynb"
+        executed = executed_in[name] / f"{name}.ipynb"
         seconds = run_notebook(name, chosen[name], executed)
         if options.keep and not chosen[name]:
             keep_outputs(executed)
         print(f"{seconds:.0f} s", flush=True)
-    print(f"\nExecuted notebooks: {options.output}")
-    folders = {name: output_folder(name, chosen[name]) for name in names}
+    print(f"\nExecuted notebooks: {', '.join(map(str, dict.fromkeys(executed_in.values())))}")
     for folder in dict.fromkeys(folders.values()):
         print(f"Figures and results: {folder / 'figures'}, {folder / 'results'}")
     if HEADLINE in folders:

@@ -38,6 +38,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(paths, name, folder)
     nbformat.write(notebook, tmp_path / "notebooks" / "toy.ipynb")
     monkeypatch.delenv(experiment.CHECK, raising=False)
+    monkeypatch.delenv(experiment.OUTPUT, raising=False)
     return tmp_path
 
 
@@ -73,6 +74,87 @@ def test_an_unknown_or_wrong_parameter_is_an_error(
 
 def test_an_int_will_do_for_a_float(checkout: Path) -> None:
     assert started(RATE=1).parameters["RATE"] == 1
+
+
+STORED = {
+    "DATASET": "ml-latest-small",
+    "SPLIT": "random",
+    "SEED": 0,
+    "EPOCHS": 2,
+    "INNER_EPOCHS": 2,
+    "K": 10,
+    "BATCH_SIZE": 64,
+    "FACTORS": 5,
+    "MODELS": 2,
+    "USERS": 20,
+    "MASK": 3,
+}
+
+
+@pytest.fixture
+def study(checkout: Path) -> Path:
+    """The same repository; its notebook takes what the real ones take."""
+    path = checkout / "notebooks" / "toy.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = "\n".join(f"{name} = {value!r}" for name, value in STORED.items())
+    nbformat.write(notebook, path)
+    return checkout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SEED", "-1", "toy: SEED is -1; give 0 or more"),
+        ("EPOCHS", "0", "toy: EPOCHS is 0; give 1 or more"),
+        ("INNER_EPOCHS", "0", "toy: INNER_EPOCHS is 0; give 1 or more"),
+        ("K", "0", "toy: K is 0; give 1 or more"),
+        ("BATCH_SIZE", "-64", "toy: BATCH_SIZE is -64; give 1 or more"),
+        ("FACTORS", "0", "toy: FACTORS is 0; give 1 or more"),
+        ("MODELS", "1", "toy: MODELS is 1; give 2 or more"),
+        ("USERS", "0", "toy: USERS is 0; give 1 or more"),
+        ("SPLIT", "foo", "toy: SPLIT is 'foo'; give one of random, user-temporal, "),
+        ("DATASET", "nope", "toy: DATASET is 'nope'; give a folder or one of ml-latest-small, "),
+        ("DATASET", "7", "toy: DATASET is 7; give str"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_runs(
+    study: Path, capsys: pytest.CaptureFixture[str], name: str, value: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run.main(["toy", "-p", name, value])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+    assert not list((study / "runs").iterdir())
+
+
+def test_a_started_notebook_refuses_such_a_value_too(study: Path) -> None:
+    namespace = {**STORED, "SEED": -1, "In": ["", "# Parameters\nSEED = -1"]}
+    with pytest.raises(ValueError, match="SEED is -1"):
+        experiment.start("toy", namespace)
+
+
+def test_values_that_can_be_are_taken(study: Path) -> None:
+    given = {"SEED": 0, "EPOCHS": 1, "K": 1, "MASK": 0, "SPLIT": "leave-last-out"}
+    experiment.check_parameters("toy", {**given, "DATASET": "ml-100k"})
+
+
+def test_a_folder_is_found_from_where_the_user_stands(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (study / "mine").mkdir()
+    (study / "ml-100k").mkdir()
+    monkeypatch.chdir(study)
+    for given in ("mine", "./mine", str(study / "mine")):
+        chosen = run.choose_parameters(["toy"], {"DATASET": given})
+        assert chosen == {"toy": {"DATASET": str((study / "mine").resolve())}}
+    # A known name is the data set's, as `load_ratings` takes it.
+    assert run.choose_parameters(["toy"], {"DATASET": "ml-100k"}) == {"toy": {"DATASET": "ml-100k"}}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")))
+def test_what_notebooks_store_can_be(name: str) -> None:
+    experiment.check_parameters(name, experiment.read_parameters(name))
 
 
 def test_other_parameters_write_elsewhere(checkout: Path) -> None:
@@ -147,6 +229,33 @@ def test_the_runner_executes_a_notebook(
     result = json.loads((checkout / "runs" / "toy-COUNT=5" / "results" / "toy.json").read_text())
     assert result["numbers"] == {"twice": 10}
     assert "toy-COUNT=5" in capsys.readouterr().out
+
+
+def test_runs_with_other_parameters_keep_their_executed_notebooks(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    executed: list[Path] = []
+
+    def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
+        executed.append(output.relative_to(checkout))
+        return 0.0
+
+    monkeypatch.setattr(run, "run_notebook", execute)
+    for arguments in (
+        [],
+        ["-p", "COUNT", "3"],
+        ["-p", "COUNT", "5"],
+        ["-p", "COUNT", "6"],
+        ["-p", "COUNT", "6", "--output", str(checkout / "out")],
+    ):
+        assert run.main(["toy", *arguments]) == 0
+        said = f"Executed notebooks: {(checkout / executed[-1]).parent}\n"
+        assert said in capsys.readouterr().out
+    folders = ["runs", "runs", "runs/toy-COUNT=5", "runs/toy-COUNT=6", "out"]
+    assert executed == [Path(folder) / "toy.ipynb" for folder in folders]
+    monkeypatch.setenv(experiment.OUTPUT, str(checkout / "job"))
+    assert run.main(["toy", "-p", "COUNT", "5"]) == 0
+    assert executed[-1] == Path("job/toy.ipynb")
 
 
 def _package_copy(checkout: Path) -> Path:
