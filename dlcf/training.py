@@ -237,7 +237,10 @@ def pick_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but CUDA is not available here; use 'cpu'")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; give 'auto', 'cpu' or 'cuda'") from error
 
 
 @contextmanager

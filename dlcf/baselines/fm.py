@@ -47,10 +47,8 @@ class FactorizationMachine(Recommender):
     ----------
     rank
         Length of the feature vectors v.
-    sweeps
-        Gibbs sweeps over all parameters.
-    burn_in
-        First sweeps that do not count.
+    sweeps, burn_in
+        Gibbs sweeps over all parameters, and the first of them, which do not count.
     samples
         Number of the other sweeps, evenly spaced, that are averaged and stored; all of them where
         there are fewer.
@@ -87,9 +85,7 @@ class FactorizationMachine(Recommender):
             "movie": (data.movies, [_one_hot(data.n_movies)]),
         }
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
+    def _fit(self, data: Interactions, validation: Any, movies: pd.DataFrame | None) -> None:
         with optional("myfm", self.name):
             import myfm
         parts = self._features(data, movies)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -40,22 +39,24 @@ class _Neighborhood(Recommender):
     min_support: int = setting(2, least=0)
     ranking_neighbors: int = setting(100, least=1)
 
-    def _rows(self, matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-        """A users x movies matrix with the rows that are neighbours of each other."""
-        return matrix.T.tocsr() if self.of_movies else matrix
+    def _baseline(self, users: Index, movies: Index) -> Floats:
+        return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
-        baseline = self._mean + self._user_bias[data.users] + self._movie_bias[data.movies]
-        self._set_deviations(data.ratings - baseline)
+    def _fit(self, data: Interactions, *_: Any) -> None:
+        self._set_deviations(data.ratings - self._baseline(data.users, data.movies))
         self._neighbors = cosine_neighbors(self._seen_rows, self.ranking_neighbors)
 
     def _set_deviations(self, values: Floats) -> None:
         """Take ``r_ui - b_ui`` of the training ratings, in (user, movie) order."""
-        self._values, seen = values, self._seen
-        deviations = sparse.csr_matrix((values, seen.indices, seen.indptr), shape=seen.shape)
-        self._deviations, self._seen_rows = self._rows(deviations), self._rows(seen)
+        self._values = values
+        both = self._of_seen(values), self._seen
+        by_row = (matrix.T.tocsr() if self.of_movies else matrix for matrix in both)
+        self._deviations, self._seen_rows = by_row
+
+    def _of_seen(self, values: Floats) -> sparse.csr_matrix:
+        """Users x movies, from a value of each rating in train."""
+        seen = self._seen
+        return sparse.csr_matrix((values, seen.indices, seen.indptr), shape=seen.shape)
 
     def _similarities(self, rows: Index) -> Floats:
         """Shrunk Pearson-baseline correlation of some rows with all, ``(len(rows), n_rows)``.
@@ -80,8 +81,7 @@ class _Neighborhood(Recommender):
 
     def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
         rows, columns = (movies, users) if self.of_movies else (users, movies)
-        ratings = self._mean + self._user_bias[users] + self._movie_bias[movies]
-        rated = self._rated()
+        ratings, rated = self._baseline(users, movies), self._rated()
         targets, target_of = np.unique(rows, return_inverse=True)
         by_target = np.argsort(target_of, kind="stable")
         for first in range(0, len(targets), ROWS_AT_ONCE):
@@ -117,10 +117,9 @@ class _Neighborhood(Recommender):
         return np.divide(value, total, out=np.zeros(len(columns)), where=total > 0)
 
     def _state(self) -> Arrays:
-        nearest = self._neighbors
-        names = "deviations", "similarity", "nearest", "nearest_start"
-        arrays = self._values, nearest.data, nearest.indices, nearest.indptr
-        return dict(zip(names, arrays, strict=True))
+        near = self._neighbors
+        nearest = {"similarity": near.data, "nearest": near.indices, "nearest_start": near.indptr}
+        return {"deviations": self._values, **nearest}
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._set_deviations(state["deviations"])
@@ -162,18 +161,10 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
         return (self._seen[users] @ self._neighbors).toarray()
 
     def history_terms(self, user: int, movies: Index) -> Floats:
-        """What each rating of a user adds to the baseline of some movies.
+        """What each rating of a user adds to the baseline of some movies, given as positions.
 
-        Parameters
-        ----------
-        user, movies
-            Positions in `user_ids` and `movie_ids`.
-
-        Returns
-        -------
-        ndarray
-            ``s_ij (r_uj - b_uj) / (damping + sum_j s_ij)`` in stars, ``(ratings of the user,
-            len(movies))``; 0 of a rating that is not among the neighbours.
+        ``s_ij (r_uj - b_uj) / (damping + sum_j s_ij)`` in stars, ``(ratings of the user,
+        len(movies))``; 0 of a rating that is not among the neighbours.
         """
         own = self._rated()[user]
         weight = np.maximum(self._similarities(movies)[:, own.indices], 0.0)
@@ -187,17 +178,11 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
         return super()._rated() if self._revised_ratings is None else self._revised_ratings
 
     def _training_ratings(self) -> Floats:
-        rated = self._rated()
-        users = np.repeat(np.arange(rated.shape[0]), np.diff(rated.indptr))
-        baseline = self._mean + self._user_bias[users] + self._movie_bias[rated.indices]
-        return np.round(rated.data + baseline, 6)  # as given: the sum has other last bits
+        ratings = self._rated().data + self._baseline(*self._seen.nonzero())
+        return np.round(ratings, 6)  # as given: the sum has other last bits
 
     def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Floats) -> None:
-        seen = self._seen
-        users = np.repeat(np.arange(seen.shape[0]), np.diff(seen.indptr))
-        baseline = self._mean + self._user_bias[users] + self._movie_bias[seen.indices]
-        deviations = ratings[kept] - baseline, seen.indices, seen.indptr
-        self._revised_ratings = sparse.csr_matrix(deviations, shape=seen.shape)
+        self._revised_ratings = self._of_seen(ratings[kept] - self._baseline(*self._seen.nonzero()))
 
 
 @dataclass(kw_only=True, eq=False)

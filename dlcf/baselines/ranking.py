@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
@@ -43,16 +42,12 @@ class ImplicitALS(_Ranker):
 
     Parameters
     ----------
-    factors
-        Length of the user and movie vectors.
-    regularization
-        L2 penalty of both.
+    factors, regularization
+        Length of the user and movie vectors, and the L2 penalty of both.
     iterations
         Times that users and movies are each solved for.
-    alpha
-        Confidence in a positive pair.
-    positive_threshold
-        Lowest rating that counts as positive; 0 counts all.
+    alpha, positive_threshold
+        Confidence in a positive pair, and the lowest rating that makes one; 0 counts all.
     seed
         Of the initial vectors.
     """
@@ -65,9 +60,7 @@ class ImplicitALS(_Ranker):
     positive_threshold: float = 4.0
     seed: int = setting(0, least=0)
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
+    def _fit(self, data: Interactions, *_: Any) -> None:
         with optional("implicit", self.name):
             import implicit.cpu.als as als
             from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -124,13 +117,11 @@ class EASE(_Ranker, HistoryRecommender):
 
     name: ClassVar[str] = "ease"
     regularization: float = setting(300.0, above=0)
-    rating_weight: float = 1.0
+    rating_weight: float = setting(1.0, least=0)
 
     _fitted_on = None  # of a revised model: the matrix that B was fitted on
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
+    def _fit(self, data: Interactions, *_: Any) -> None:
         size = min(data.n_users, data.n_movies)
         if size > _LARGEST_SYSTEM:
             raise ValueError(
@@ -171,17 +162,9 @@ class EASE(_Ranker, HistoryRecommender):
         return np.where(rows[:, None] == columns, 0.0, -product / self._diagonal[columns])
 
     def history_terms(self, user: int, movies: Index) -> Floats:
-        """What each rating of a user adds to the scores of some movies, ``x_uj B_ji``.
+        """What each rating of a user adds to the scores of some movies, given as positions.
 
-        Parameters
-        ----------
-        user, movies
-            Positions in `user_ids` and `movie_ids`.
-
-        Returns
-        -------
-        ndarray
-            ``(ratings of the user, len(movies))``; columns sum to the scores.
+        ``x_uj B_ji``, ``(ratings of the user, len(movies))``; columns sum to the scores.
         """
         own = self._matrix()[user]
         return own.data[:, None] * self.item_weights(own.indices.astype(np.int64), movies)
@@ -214,8 +197,8 @@ class EASE(_Ranker, HistoryRecommender):
         return {"values": self._values, "inverse": self._inverse, "diagonal": self._diagonal}
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
-        names = "values", "inverse", "diagonal"
-        self._values, self._inverse, self._diagonal = (state[name] for name in names)
+        self._values, self._inverse = state["values"], state["inverse"]
+        self._diagonal = state["diagonal"]
 
 
 def ease_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
@@ -259,12 +242,9 @@ class RP3Beta(_Ranker):
     beta: float = 0.4
     neighbors: int = setting(500, least=1)
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
+    def _fit(self, data: Interactions, *_: Any) -> None:
         rated = self._seen.astype(np.float64)
-        of_user = np.diff(rated.indptr)
-        of_movie = self.movie_counts.astype(np.float64)
+        of_user, of_movie = np.diff(rated.indptr), self.movie_counts.astype(np.float64)
         from_user = (sparse.diags(of_user**-self.alpha) @ rated).tocsr()
         from_movie = (sparse.diags(of_movie**-self.alpha) @ rated.T).tocsr()
         discount = of_movie**-self.beta

@@ -26,10 +26,8 @@ class ImplicitFactorNetwork(FactorNetwork):
     rated_start: Tensor
     rated_movie: Tensor
 
-    def __init__(
-        self, data: Interactions, factors: int, regularization: float, bias_regularization: float
-    ) -> None:
-        super().__init__(data, factors, regularization, bias_regularization)
+    def __init__(self, data: Interactions, factors: int, *penalties: float) -> None:
+        super().__init__(data, factors, *penalties)
         self.implicit_factors = nn.Embedding(data.n_movies, factors)
         nn.init.normal_(self.implicit_factors.weight, std=0.05)
         rated = data.matrix()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from dlcf.baselines.ranking import ease_scores
 from dlcf.explanation import Explanation, HistoryItem
-from dlcf.models.base import Arrays, Floats, Index, Interactions, top_k
+from dlcf.models.base import Arrays, Floats, Index, Interactions, Known, top_k
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
 from dlcf.runtime.settings import setting
@@ -207,7 +207,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     learning_rate: float = setting(0.005, above=0)
     weight_decay: float = setting(0.02, least=0)
     regularization: float = setting(300.0, above=0)
-    rating_weight: float = 0.65
+    rating_weight: float = setting(0.65, least=0)
     rerank: float = 0.2
     candidates: int = setting(100, least=1)
     seed: int = setting(0, least=0)
@@ -256,13 +256,17 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def untrained(self, seed: int = 0) -> DeepCFPlus:
         """A copy whose network has fresh initial parameters; features stay centred and scaled."""
-        model, device = copy.copy(self), self.torch_device()
-        with seeded(seed, device):
-            model.network = self.build_network(self.data).to(device).eval()
+        model = copy.copy(self)
+        model._start_network(seed)
         model.network.load_state_dict(dict(self.network.named_buffers()), strict=False)
-        model._states = {"last": model.network.state_dict()}
         model._faithfulness = None
         return model
+
+    def _start_network(self, seed: int) -> None:
+        device = pick_device(self.device)
+        with seeded(seed, device):
+            self.network = self.build_network(self.data).to(device).eval()
+        self._states = {"last": self.network.state_dict()}
 
     @property
     def faithfulness(self) -> float | None:
@@ -274,15 +278,10 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         return self._faithfulness
 
     def measure_faithfulness(self, pairs: pd.DataFrame) -> float | None:
-        """:attr:`faithfulness` on `pairs`, None where the weights or the shares are all alike.
+        """:attr:`faithfulness` on held-out pairs; from then on `explain` says so.
 
-        From then on `explain` says so.
-
-        Parameters
-        ----------
-        pairs
-            Held-out `userId`, `movieId` and, where it is known, `timestamp`. Unknown users and
-            movies are left out; of the rest 2,000 at most are read, evenly spread.
+        None where the weights or the shares are all alike. Pairs of unknown users and movies are
+        left out; of the rest 2,000 at most are read, evenly spread.
         """
         _, known_user, _, known_movie = self.positions(pairs)
         known = np.flatnonzero(known_user & known_movie)
@@ -292,7 +291,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         return self._faithfulness
 
     def _attended(
-        self, context: Context, evidence: Evidence, weights: NDArray[Any]
+        self, context: Context, evidence: Evidence, weights: Floats
     ) -> tuple[HistoryItem, ...]:
         """The attended ratings of a single pair, the highest weight first."""
         entries = np.argsort(-weights[: evidence.count[0]], kind="stable")
@@ -302,23 +301,15 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         return tuple(HistoryItem(i, self.title(i), rating, weight) for i, rating, weight in items)
 
     def attention_weights(self, pairs: pd.DataFrame) -> Floats:
-        """Weights on the user's and the movie's side: the gate.
+        """The gate, ``(n, 2)``: weights on the user's and the movie's side, which sum to 1.
 
-        Parameters
-        ----------
-        pairs
-            Frame with `userId`, `movieId` and, where the moment is known, `timestamp`.
-
-        Returns
-        -------
-        ndarray
-            float64 ``(n, 2)``, rows sum to 1; of unknown users and movies as in :meth:`explain`.
+        `pairs` are as in :meth:`predict`; the unknown has the weights that :meth:`explain` gives.
         """
         users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)
         known = np.flatnonzero(known_user & known_movie)
         user_weight[known] = 0.0
-        stamps = pairs["timestamp"].to_numpy()[known] if "timestamp" in pairs else None
+        stamps = self._stamps(pairs.iloc[known])
         for _, rows, _, gate, _ in self._read(users[known], movies[known], stamps):
             user_weight[known[rows]] = gate[:, 0]
         return np.stack([user_weight, 1.0 - user_weight], axis=1)
@@ -326,17 +317,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     def history_attention(self, users: Index, movies: Index, signed: bool = False) -> Floats:
         """Learned attention on each rating of one user's history, the mean over the heads.
 
-        Parameters
-        ----------
-        users, movies
-            ``(n,)`` positions in `user_ids` and `movie_ids`; the user is the same in all.
-        signed
-            Multiply by the rating's deviation, which is what the attention averages.
-
-        Returns
-        -------
-        ndarray
-            ``(ratings of the user, n)``, 0 of ratings that are not among the `history_size`.
+        Of n pairs, as positions with the same user, ``(ratings of the user, n)``; 0 of ratings that
+        are not among the `history_size`. If `signed`, it is multiplied by the rating's deviation,
+        which is what the attention averages.
         """
         own = self._seen[users[0]].indices
         found = np.zeros((len(own), len(movies)))
@@ -356,8 +339,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
             seen = all_rows[context.user_count[users[all_rows]] > 0]
             for first in range(0, len(seen), 4096):
                 rows = seen[first : first + 4096]
-                pairs = users[rows], movies[rows], times[rows]
-                evidence, inputs = self._inputs(context, *pairs)
+                evidence, inputs = self._inputs(context, users[rows], movies[rows], times[rows])
                 with torch.no_grad():
                     _, gate, attention = self.network.read(*(t.to(device) for t in inputs))
                 weights = attention.double().mean(dim=2).cpu().numpy()
@@ -384,9 +366,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         pairs = pd.DataFrame({"userId": users, "movieId": movies})
         return pairs.assign(timestamp=data.timestamps) if data.timestamps.any() else pairs
 
-    def hidden_ratings(
-        self, masks: Iterable[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
-    ) -> Batch | None:
+    def hidden_ratings(self, masks: Iterable[tuple[Known, Known]]) -> Batch | None:
         """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence."""
         take = self.data.take
         return self._batch((Context(take(seen), self.side), take(hidden)) for seen, hidden in masks)
@@ -398,12 +378,10 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
             self._train(self.data, hidden, held_out)
             return
         # Nobody has two ratings: there is no evidence to learn from.
-        self.history, device = History(), pick_device(self.device)
-        with seeded(self.seed, device):
-            self.network = self.build_network(self.data).to(device).eval()
+        self.history = History()
+        self._start_network(self.seed)
         for parameter in self.network.parameters():
             nn.init.zeros_(parameter)
-        self._states = {"last": self.network.state_dict()}
 
     def _before_training(self, train: Batch) -> None:
         self.network.standardise(train[3], train[4])
@@ -429,26 +407,19 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def build_network(self, data: Interactions) -> EvidenceNetwork:
         user, movie = self.context.feature_names()
-        return self.network_class(
-            data.n_users,
-            len(self.side.years),
-            (len(user), len(movie)),
-            self.embedding_size,
-            self.tower_dropout,
-            self.weight_decay,
-        )
+        sizes = data.n_users, len(self.side.years), (len(user), len(movie)), self.embedding_size
+        return self.network_class(*sizes, self.tower_dropout, self.weight_decay)
 
     def _batch(self, views: Iterable[tuple[Context, Interactions]]) -> Batch | None:
         """Inputs and ratings of what each context hides; None where there is none."""
         parts = []
         for context, hidden in views:
             hidden = hidden.take(context.user_count[hidden.users] > 0)
-            if not len(hidden):
-                continue
-            given = hidden.timestamps if hidden.timestamps.any() else None
-            times = self._times(hidden.users, given)
-            _, inputs = self._inputs(context, hidden.users, hidden.movies, times)
-            parts.append((*inputs, torch.from_numpy(hidden.ratings)))
+            if len(hidden):
+                given = hidden.timestamps if hidden.timestamps.any() else None
+                times = self._times(hidden.users, given)
+                _, inputs = self._inputs(context, hidden.users, hidden.movies, times)
+                parts.append((*inputs, torch.from_numpy(hidden.ratings)))
         if not parts:
             return None
         device = pick_device(self.device)

@@ -74,14 +74,9 @@ class Evidence:
 
 
 class Context:
-    """What can be known from a visible set of ratings.
+    """What can be known from a visible set of ratings: at least one, and no other counts.
 
-    Parameters
-    ----------
-    data
-        The visible ratings, at least one. Nothing here depends on any other.
-    side
-        Of all movies that pairs may name, in column order.
+    `side` is of all movies that pairs may name, in column order.
     """
 
     def __init__(self, data: Interactions, side: SideInformation) -> None:
@@ -113,17 +108,11 @@ class Context:
         self.seen, self.residual = grid(1.0), grid(residual)
         self.taste = grid(self.deviation - usual[users])
 
-    def describe(
-        self, users: NDArray[Any], movies: NDArray[Any], times: Values, history_size: int
-    ) -> Evidence:
+    def describe(self, users: Index, movies: Index, times: Values, history_size: int) -> Evidence:
         """Evidence of pairs that are not in the context; each row depends on its own pair alone.
 
-        Parameters
-        ----------
-        users, movies, times
-            ``(n,)`` each; every user has a visible rating; times in seconds.
-        history_size
-            Ratings of the history that the learned attention sees.
+        Every user has a visible rating; times are in seconds; `history_size` is how many ratings of
+        the history the learned attention sees.
         """
         parts, rows = [], []
         order = np.argsort(users, kind="stable")
@@ -137,19 +126,13 @@ class Context:
         back = np.argsort(np.concatenate(rows))
         return Evidence(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
 
-    def _describe_user(
-        self, user: int, movies: NDArray[Any], times: Values, size: int
-    ) -> tuple[Values, ...]:
+    def _describe_user(self, user: int, movies: Index, times: Values, size: int) -> list[Values]:
         """The fields of `Evidence` for pairs of one user."""
         kernels = self.kernels(user, movies, times)
-        of_user = self.user_evidence(user, times, kernels)
-        of_movie = self.movie_evidence(user, movies, times)
-        return (
-            (self.mean + self.movie_bias[movies]).astype(np.float32),
-            np.stack(list(of_user.values()), axis=1).astype(np.float32),
-            np.stack(list(of_movie.values()), axis=1).astype(np.float32),
-            *self._history(user, kernels, size),
-        )
+        baseline = (self.mean + self.movie_bias[movies]).astype(np.float32)
+        sides = self.user_evidence(user, times, kernels), self.movie_evidence(user, movies, times)
+        features = (np.stack(list(of.values()), axis=1).astype(np.float32) for of in sides)
+        return [baseline, *features, *self._history(user, kernels, size)]
 
     def feature_names(self) -> tuple[list[str], list[str]]:
         """What the columns of `Evidence.user` and `Evidence.movie` hold."""
@@ -167,7 +150,7 @@ class Context:
         mean = float(deviation.sum() / (len(deviation) + USER_DAMPING))
         return mean, deviation - np.float32(mean)
 
-    def kernels(self, user: int, movies: NDArray[Any], times: Values) -> dict[str, Values]:
+    def kernels(self, user: int, movies: Index, times: Values) -> Arrays:
         """How near each pair is to each rating of the user's history, ``(pairs, history)`` each.
 
         ``co-rated`` = n_ij / sqrt((n_i + 10) (n_j + 9)) with n_ij users who rated both movies;
@@ -189,15 +172,13 @@ class Context:
             "year": np.exp(-np.abs(years) / 5),
         }
 
-    def user_evidence(
-        self, user: int, times: Values, kernels: dict[str, Values]
-    ) -> dict[str, Values]:
+    def user_evidence(self, user: int, times: Values, kernels: Arrays) -> Arrays:
         """What the user's other ratings say; ``(pairs,)`` each, in rating units or logs of mass."""
         mean, deviation = self.deviations(user)
         n = len(deviation)
         spread = np.sqrt((deviation.var() * n + 2.4) / (n + 3))
         usual = {"mean": mean, "count": np.log1p(n), "spread": spread}
-        evidence: dict[str, Values] = {k: np.full(len(times), v) for k, v in usual.items()}
+        evidence: Arrays = {k: np.full(len(times), v) for k, v in usual.items()}
         for scale in TIME_SCALES:
             weights = _decay(kernels["gap"], scale)
             value, mass = _attend(weights, deviation, 1.5)
@@ -219,13 +200,13 @@ class Context:
         evidence["co-rated sum"] = np.log1p(rated.sum(axis=1))
         return evidence
 
-    def _neighbours(self, user: int, times: Values, deviation: Values) -> dict[str, Values]:
+    def _neighbours(self, user: int, times: Values, deviation: Values) -> Arrays:
         """The ratings just before and just after, and where in the history the time lies."""
         history = self.times[self.history(user)]
         n = len(history)
         before = np.searchsorted(history, times, "right") - 1
         after = np.searchsorted(history, times, "left")
-        evidence: dict[str, Values] = {"position": after / n}
+        evidence: Arrays = {"position": after / n}
         for name, entry in (("previous", before), ("next", after)):
             exists, entry = (entry >= 0) & (entry < n), np.clip(entry, 0, n - 1)
             gap = np.log1p(np.abs(times - history[entry]))
@@ -233,7 +214,7 @@ class Context:
             evidence[f"{name} gap"] = np.where(exists, gap, 20.0)
         return evidence
 
-    def movie_evidence(self, user: int, movies: NDArray[Any], times: Values) -> dict[str, Values]:
+    def movie_evidence(self, user: int, movies: Index, times: Values) -> Arrays:
         """What the movie's other ratings say, and what the movie is; ``(pairs,)`` each."""
         rated = self.movies[self.history(user)]
         shared = self.seen[rated].sum(axis=0)  # movies that each user shares with this one
@@ -257,7 +238,7 @@ class Context:
             "date": date - 2005,
         }
 
-    def _history(self, user: int, kernels: dict[str, Values], size: int) -> tuple[Values, ...]:
+    def _history(self, user: int, kernels: Arrays, size: int) -> tuple[Values, ...]:
         """Channels, count and positions of the most relevant ratings of the history."""
         n_pairs, n = kernels["gap"].shape
         count = min(size, n)
@@ -313,11 +294,7 @@ def episodes(
     First `folds` random episodes, each of which hides one fold. Then, for each cut c, the users
     are dealt into `folds` groups; an episode cuts the histories of one group at the fraction c,
     hides the following quarter of c, and drops what comes later; other users stay visible.
-
-    Yields
-    ------
-    visible, hidden
-        bool ``(len(data),)``, disjoint, neither empty.
+    The two masks, ``(len(data),)``, are disjoint, and neither is empty.
     """
     generator = np.random.default_rng([seed, 1])
     fold = folds_of(len(data), folds, seed)
@@ -353,30 +330,22 @@ class EvidenceRecommender(HistoryRecommender):
         new = known_user & ~known_movie
         if new.any():
             columns = self._columns(pairs["movieId"].to_numpy()[new])
-            times = pairs["timestamp"].to_numpy()[new] if "timestamp" in pairs else None
-            ratings[new] = np.clip(self._predict(users[new], columns, times), *self.scale)
+            found = self._predict(users[new], columns, self._stamps(pairs[new]))
+            ratings[new] = np.clip(found, *self.scale)
         return ratings
 
     def evidence(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """What the fixed kernels say of pairs, before any network reads it.
+        """What the fixed kernels say of pairs of users of train, before any network reads it.
 
-        Parameters
-        ----------
-        pairs
-            Frame with `userId`, `movieId` and, where it is known, `timestamp`; users of train.
-
-        Returns
-        -------
-        DataFrame
-            One row a pair, in the order and with the index of `pairs`; columns are (side, name)
-            of :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`.
+        One row a pair, with the index of `pairs`; columns are (side, name) of
+        :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`.
         """
         users, known, _, _ = self.positions(pairs)
         if not known.all():
             unknown = pairs["userId"].to_numpy()[~known][0]
             raise ValueError(f"pairs: user {unknown} has no rating in train, so no evidence")
         movies = self._columns(pairs["movieId"].to_numpy())
-        times = self._times(users, pairs["timestamp"].to_numpy() if "timestamp" in pairs else None)
+        times = self._times(users, self._stamps(pairs))
         sides = zip(("user", "movie"), self.context.feature_names(), strict=True)
         names = [(side, name) for side, of_side in sides for name in of_side]
         values = np.empty((len(pairs), len(names)))
@@ -392,8 +361,7 @@ class EvidenceRecommender(HistoryRecommender):
         self._take_ratings(data)
 
     def _take_side_information(self, movies: pd.DataFrame | None) -> None:
-        if movies is None:
-            movies = pd.DataFrame({"movieId": np.array([], dtype=np.int64)})
+        movies = pd.DataFrame({"movieId": []}) if movies is None else movies
         self._other_ids = np.setdiff1d(movies["movieId"].to_numpy(np.int64), self.movie_ids)
         n_columns = len(self.movie_ids) + len(self._other_ids) + 1
         column = self._columns(movies["movieId"].to_numpy())
@@ -428,9 +396,7 @@ class EvidenceRecommender(HistoryRecommender):
         self.context = Context(self.data, self.side)
         self._latest = self.context.times[self.context.start[1:] - 1]
 
-    def _contexts(
-        self, users: NDArray[Any], movies: NDArray[Any]
-    ) -> Iterator[tuple[Context, Index]]:
+    def _contexts(self, users: Index, movies: Index) -> Iterator[tuple[Context, Index]]:
         """The context that each pair is seen from, with the rows of its pairs.
 
         It is that of all of train or, for a pair of train, that of the folds that it is not in.
@@ -451,6 +417,10 @@ class EvidenceRecommender(HistoryRecommender):
         column = known.get_indexer(pd.Index(movie_ids))
         return np.where(column < 0, len(known), column)
 
+    @staticmethod
+    def _stamps(pairs: pd.DataFrame) -> Values | None:
+        return pairs["timestamp"].to_numpy() if "timestamp" in pairs else None
+
     def _times(self, users: NDArray[Any], timestamps: NDArray[Any] | None) -> Values:
         """Seconds of each pair; all 0 where training had no times."""
         if not self._timed:
@@ -464,9 +434,7 @@ class EvidenceRecommender(HistoryRecommender):
     def _training_ratings(self) -> Values:
         return self.data.ratings
 
-    def _revise(
-        self, original: Any, user: int, kept: NDArray[np.bool_], ratings: NDArray[np.float64]
-    ) -> None:
+    def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Values) -> None:
         """All evidence is computed from the changed ratings; the moment that is asked of stays."""
         data = replace(self.data, ratings=ratings.astype(np.float32)).take(kept)
         self._take_ratings(data)

@@ -137,9 +137,7 @@ class AblatedDeepCFPlus(DeepCFPlus):
         network.switch_off(self.without, self.context.feature_names())
         return network
 
-    def _fit(
-        self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
-    ) -> None:
+    def _fit(self, data: Interactions, validation: Any, movies: pd.DataFrame | None) -> None:
         self.prepare(data, movies)
         masks = list(episodes(self.data, self.folds, self.cuts, self.seed))
         random = self.hidden_ratings(masks[: self.folds])
@@ -244,13 +242,11 @@ def effect_table(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = options("ablation", __doc__, RESULTS_NAME).parse_args(arguments)
+    given = options("ablation", __doc__, RESULTS_NAME, arguments)
     cells = [(how, seed) for how in given.splits for seed in given.seeds]
-    found = map_in_processes(partial(run_seed, given.dataset), cells, given.workers, "seeds")
-    by_split = {
-        how: summarise([f for f, cell in zip(found, cells, strict=True) if cell[0] == how])
-        for how in given.splits
-    }
+    measured = map_in_processes(partial(run_seed, given.dataset), cells, given.workers, "seeds")
+    found = dict(zip(cells, measured, strict=True))
+    by_split = {s: summarise([found[s, seed] for seed in given.seeds]) for s in given.splits}
     about = provenance(given.dataset, given.seeds) | {"validation size": VALIDATION_SIZE}
     paths.write_json(given.output, {"provenance": about, "splits": by_split})
     print(f"{len(cells)} seeds and splits: {given.output}")

@@ -25,7 +25,7 @@ from dlcf.runtime.environment import library_versions
 from dlcf.runtime.saving import DESCRIPTION
 from dlcf.training import FASTER_STEPS, pick_device
 
-__all__ = ["code_version", "fit_cached", "fit_key", "import_closure"]
+__all__ = ["code_version", "digest_of", "fit_cached", "fit_key", "import_closure"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "numba", "implicit", "myfm")
@@ -83,27 +83,21 @@ def fit_key(
         "device": str(pick_device(getattr(model, "device", "cpu"))),
         "faster steps": sorted(network.__qualname__ for network in FASTER_STEPS),
     }
+    return digest_of(description)
+
+
+def digest_of(description: dict[str, Any]) -> str:
+    """SHA-256 of JSON values, whatever their order."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache
 def code_version(*parts: type[Recommender] | str, package: Path = PACKAGE) -> str:
-    """Digest of source files of the package.
+    """Digest of source files of the package; ValueError where there is no module of a name.
 
-    Parameters
-    ----------
-    *parts
-        A name such as ``"analysis.beyond"`` stands for that module alone. A class stands for all
-        that it is made of: its own modules and those of its bases, the data room, training and
-        the whole of `fast`, which comes in by hooks, with everything of the package that these
-        import.
-    package
-        Folder of the package.
-
-    Raises
-    ------
-    ValueError
-        There is no module of that name.
+    A name such as ``"analysis.beyond"`` stands for that module alone. A class stands for all that
+    it is made of: its own modules and those of its bases, the data room, training and the whole of
+    `fast`, which comes in by hooks, with everything of the package that these import.
     """
     modules = {f"dlcf.{part}" for part in parts if isinstance(part, str)}
     classes = [part for part in parts if not isinstance(part, str)]

@@ -6,10 +6,9 @@ cache, so that a comparison that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from itertools import combinations
@@ -32,7 +31,7 @@ from dlcf.registry import make
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import split
-from dlcf.studies.cache import code_version, fit_cached
+from dlcf.studies.cache import code_version, digest_of, fit_cached
 from dlcf.studies.results import INTERVAL, interval_frame, load_results, options, provenance
 
 __all__ = ["Job", "calibration_table", "compare", "count_table", "curve_table", "interval_table"]
@@ -85,12 +84,11 @@ def run_job(job: Job) -> dict[str, dict[str, Any]]:
     model, train, test, _ = job.fit()
     results: dict[str, dict[str, Any]] = {}
     for label, variant in job.variants(model):
-        measured: dict[str, Any] = {}
+        measured = results[label] = {}
         for protocol in job.protocols:
             found = evaluate(variant, train, test, protocol, job.k, job.threshold)
             measured |= {name: found[name] for name in ("rmse", "mae")}
             measured[protocol] = {name: value for name, value in found.items() if "@" in name}
-        results[label] = measured
     return results
 
 
@@ -127,14 +125,11 @@ def study(job: Job) -> dict[str, dict[str, Any]]:
 
 
 def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
-    """Study all jobs and put them side by side.
+    """Study all jobs and put them side by side: ``provenance``, and ``splits`` by name.
 
-    Returns
-    -------
-    dict
-        ``provenance``; and by split, ``models``: label -> numbers, each ``[mean, low, high]`` over
-        the seeds (95%, Student's t), and ``pairs``: paired tests over users of all pairs of models
-        in RMSE and in NDCG@10 of the full protocol, p-values by Holm's method within each metric.
+    Each holds ``models``: label -> numbers, each ``[mean, low, high]`` over the seeds (95%,
+    Student's t), and ``pairs``: paired tests over users of all pairs of models in RMSE and in
+    NDCG@10 of the full protocol, p-values by Holm's method within each metric.
     """
     found = run_jobs(jobs, workers, study)
     splits: dict[str, Any] = {}
@@ -177,15 +172,19 @@ def pair_table(comparison: Results, split: str, metric: str) -> pd.DataFrame:
     return both[["difference", "low", "high", "p_holm"]]
 
 
+def _bins(comparison: Results, split: str, models: Sequence[str], of: str) -> Iterator[Any]:
+    """Model, name of the bin and its numbers, for each bin of each model."""
+    for model in models:
+        for name, values in comparison["splits"][split]["models"][model][of].items():
+            yield model, name, values
+
+
 def curve_table(
     comparison: Results, split: str, models: Sequence[str], metric: str
 ) -> pd.DataFrame:
     """A list-wise metric of the full protocol by length of the list, which is column ``x``."""
-    rows = [
-        (model, int(k), *values[metric])
-        for model in models
-        for k, values in comparison["splits"][split]["models"][model]["at k"].items()
-    ]
+    bins = _bins(comparison, split, models, "at k")
+    rows = [(model, int(k), *values[metric]) for model, k, values in bins]
     return pd.DataFrame(rows, columns=["model", "x", *INTERVAL])
 
 
@@ -194,11 +193,9 @@ def count_table(comparison: Results, split: str, models: Sequence[str], of: str)
 
     ``x`` is the lower end of the ``bin``, 0.5 for none.
     """
-    column = f"rmse by ratings of the {of}"
     rows = [
         (model, name, max(float(re.split("[-+]", name)[0]), 0.5), *values["rmse"])
-        for model in models
-        for name, values in comparison["splits"][split]["models"][model][column].items()
+        for model, name, values in _bins(comparison, split, models, f"rmse by ratings of the {of}")
     ]
     table = pd.DataFrame(rows, columns=["model", "bin", "x", *INTERVAL])
     return table.sort_values("x", kind="stable")
@@ -217,9 +214,7 @@ def calibration_table(comparison: Results, split: str, model: str, of: str) -> p
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = options("compare", __doc__, RESULTS_NAME)
-    parser.add_argument("--models", nargs="+", default=list(PLAN), choices=list(PLAN))
-    given = parser.parse_args(arguments)
+    given = options("compare", __doc__, RESULTS_NAME, arguments, PLAN)
     jobs = [
         Job(dataset=given.dataset, split=how, seed=seed, label=label, **PLAN[label])
         for label in given.models
@@ -292,5 +287,4 @@ def _digest(job: Job) -> str:
         "measures": code_version("analysis.beyond", "evaluation", "metrics", "splits"),
         "torch": torch.__version__,
     }
-    text = json.dumps(description, sort_keys=True, default=str)
-    return f"{job.label or job.model}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    return f"{job.label or job.model}-{digest_of(description)[:20]}"

@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dlcf import splits
 from dlcf.data import load_ratings
 from dlcf.ratings import fingerprint
 from dlcf.runtime import paths
@@ -26,15 +27,31 @@ INTERVAL = ["mean", "low", "high"]
 LIBRARIES = ("torch", "numpy", "pandas", "scipy", "myfm", "implicit")
 
 
-def options(command: str, description: str | None, output: str) -> argparse.ArgumentParser:
-    """The command line of a study over splits and seeds that writes `output` to `results/`."""
+def options(
+    command: str,
+    description: str | None,
+    output: str,
+    arguments: Sequence[str] | None,
+    models: Iterable[str] = (),
+) -> argparse.Namespace:
+    """What is given to a study over splits and seeds that writes `output` to `results/`.
+
+    A part of the study, or one of other data, must name another file: exit status 2 otherwise.
+    """
     parser = argparse.ArgumentParser(prog=f"dlcf {command}", description=description)
     parser.add_argument("--dataset", default=DATASET)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=splits.SPLITS)
+    if models:
+        parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
     parser.add_argument("--output", type=Path, default=paths.RESULTS / output)
-    return parser
+    given = parser.parse_args(arguments)
+    whole = given.output.resolve() == parser.get_default("output").resolve()
+    for name, value in vars(given).items():
+        if whole and name not in ("workers", "output") and value != parser.get_default(name):
+            parser.error(f"with --{name}, give another --output: {output} is of the whole study")
+    return given
 
 
 def load_results(path: Path, command: str) -> dict[str, Any]:

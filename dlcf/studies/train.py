@@ -16,8 +16,9 @@ from dlcf.metrics import rmse
 from dlcf.registry import available, make
 from dlcf.runtime.checkpoints import checkpoints
 from dlcf.runtime.distributed import is_first, process_group
-from dlcf.splits import split
+from dlcf.splits import SPLITS, split
 from dlcf.studies.results import DATASET
+from dlcf.training import pick_device
 
 __all__ = ["main"]
 
@@ -27,18 +28,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dlcf train", description=__doc__)
     parser.add_argument("model", choices=available())
     parser.add_argument("--dataset", default=DATASET, help="a name or a folder")
-    parser.add_argument("--split", default="random")
+    parser.add_argument("--split", default="random", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", type=_setting)
     parser.add_argument("--output", type=Path, required=True, help="folder of the fitted model")
     parser.add_argument("--checkpoints", type=Path, help="folder that the run goes on from")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(default_threads())
-    model = make(given.model, seed=given.seed, **dict(given.set))
-    train, test = split(load_ratings(given.dataset), given.split, seed=given.seed)
     folder = given.checkpoints or given.output.with_name(given.output.name + "-checkpoints")
+    if folder.resolve() == given.output.resolve():
+        parser.error(f"--output and --checkpoints are both {folder}; give each a folder of its own")
+    torch.set_num_threads(default_threads())
+    try:
+        model = make(given.model, **{"seed": given.seed, **dict(given.set)})
+        pick_device(getattr(model, "device", "cpu"))
+        ratings, movies = load_ratings(given.dataset), load_movies(given.dataset)
+        train, test = split(ratings, given.split, seed=given.seed)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
     with process_group(), checkpoints(folder):
-        model.fit(train, movies=load_movies(given.dataset))
+        model.fit(train, movies=movies)
         if is_first():
             print(f"test RMSE {rmse(test['rating'], model.predict(test)):.4f}")
             print(f"saved to {model.save(given.output)}")

@@ -20,7 +20,7 @@ from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import per_user, per_user_errors
 from dlcf.explain.faithfulness import measure_faithfulness
 from dlcf.models.deepcf import DeepCF
-from dlcf.registry import make
+from dlcf.registry import available, make
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import train_validation_test
@@ -58,14 +58,22 @@ def run_trial(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, floa
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="dlcf tune", description=__doc__)
-    parser.add_argument("models", nargs="+", help="names of models")
+    parser.add_argument("models", nargs="+", choices=available(), metavar="MODEL")
     parser.add_argument("--try", dest="new", type=json.loads, action="append", default=[])
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
     given = parser.parse_args(arguments)
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    for model in given.models:
-        known = [trial["config"] for trial in record.get(model, {}).get("trials", [])]
-        configs = given.new or known
+    known = {m: [t["config"] for t in record.get(m, {}).get("trials", [])] for m in given.models}
+    plan = {model: given.new or known[model] for model in given.models}
+    for model, configs in plan.items():
+        if not configs:
+            parser.error(f"no trial of {model} is on record; give one with --try")
+        try:
+            for config in configs:
+                make(model, **config)
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+    for model, configs in plan.items():
         measured = map_in_processes(partial(run_trial, model), configs, given.workers, model)
         entry = record.setdefault(model, {"trials": []})
         for config, validation in zip(configs, measured, strict=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -31,3 +34,39 @@ def test_a_trial_is_measured_on_the_validation_part(
     assert found["random"]["faithfulness"] == pytest.approx(agreement, abs=1e-5)
     # A model without attention weights has none that could be faithful.
     assert set(tune.run_trial("bias", {})["random"]) == {"rmse", "ndcg@10"}
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "tuning.json"
+    monkeypatch.setattr(tune, "RECORD", path)
+    monkeypatch.setattr(tune, "map_in_processes", lambda _, configs, *__: [{} for _ in configs])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "invalid choice: 'nope'"),
+        (["mf", "nope", "--try", "{}"], "invalid choice: 'nope'"),
+        (["mf"], "no trial of mf is on record"),
+        (["mf", "--try", '{"foo": 1}'], "mf has no hyper-parameter 'foo'"),
+        (["mf", "bias", "--try", '{"factors": 3}'], "bias has no hyper-parameter 'factors'"),
+        (["mf", "--try", '{"factors": 0}'], "factors is 0; give a whole number of at least 1"),
+        (["mf", "--try", "[1]"], "must be a mapping"),
+    ],
+)
+def test_what_cannot_be_tried_leaves_the_record_alone(
+    arguments: list[str], message: str, record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        tune.main(arguments)
+    assert end.value.code == 2 and not record.exists()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_trials_are_put_on_record_and_run_again(record: Path) -> None:
+    assert tune.main(["mf", "--try", '{"factors": 3}', "--try", '{"factors": 4}']) == 0
+    assert tune.main(["mf"]) == 0
+    trials = json.loads(record.read_text())["mf"]["trials"]
+    assert [trial["config"]["factors"] for trial in trials] == [3, 4]

@@ -1,0 +1,55 @@
+"""The options of a study: a part of one never takes the place of the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlcf.runtime import paths
+from dlcf.studies import ablation, compare
+
+PARTS = [["--splits", "random"], ["--seeds", "0"], ["--dataset", "ml-100k"]]
+STUDIES = [(ablation, part) for part in PARTS]
+STUDIES += [(compare, part) for part in [*PARTS, ["--models", "bias"]]]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of results; studies measure nothing."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(compare, "compare", lambda jobs, workers: {"jobs": len(jobs)})
+    monkeypatch.setattr(ablation, "map_in_processes", lambda _, cells, *__: [{} for _ in cells])
+    monkeypatch.setattr(ablation, "provenance", lambda *_: {})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("study", "part"), STUDIES)
+def test_a_part_needs_a_file_of_its_own(
+    study: Any, part: list[str], results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = study.RESULTS_NAME
+    kept = results / name
+    kept.write_text("whole")
+    for output in ([], ["--output", str(results / "x" / ".." / name)]):
+        with pytest.raises(SystemExit) as end:
+            study.main([*part, *output])
+        assert end.value.code == 2 and kept.read_text() == "whole"
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"with {part[0]}, give another --output" in error
+    assert study.main([*part, "--output", str(results / "part.json")]) == 0
+    assert (results / "part.json").is_file() and kept.read_text() == "whole"
+
+
+@pytest.mark.parametrize("study", [ablation, compare])
+def test_the_whole_study_replaces_its_results(study: Any, results: Path) -> None:
+    assert study.main(["--workers", "1", "--seeds", "0", "1", "2", "3", "4"]) == 0
+    assert (results / study.RESULTS_NAME).is_file()
+
+
+def test_an_unknown_split_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        compare.main(["--splits", "nope", "--output", str(results / "part.json")])
+    assert end.value.code == 2 and not list(results.iterdir())
+    assert "invalid choice: 'nope'" in capsys.readouterr().err
