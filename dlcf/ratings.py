@@ -124,7 +124,7 @@ def check_movies(frame: pd.DataFrame, *, source: str = "movies frame") -> pd.Dat
             for genres in frame["genres"]
         ]
         rows.refuse(np.array(bad, bool), "genres {genres!r} are no list", "give lists of texts")
-        movies["genres"] = [list(genres) for genres in frame["genres"]]
+        movies["genres"] = [g if type(g) is list else list(g) for g in frame["genres"]]
     return movies
 
 
