@@ -165,7 +165,7 @@ def fingerprint(ratings: pd.DataFrame) -> str:
             content = json.dumps(values.tolist(), default=str).encode()
         else:  # little-endian, whatever the machine
             content = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
-        digest.update(json.dumps([name, str(column.dtype), len(content)]).encode())
+        digest.update(json.dumps([name, str(values.dtype), len(content)]).encode())
         digest.update(content)
     return digest.hexdigest()
 

@@ -356,7 +356,7 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
     left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
     left.axvline(1, color=GREY, linestyle="--")
-    above = {"loc": "lower center", "ncols": 2, "frameon": False}
+    above: Style = {"loc": "lower center", "ncols": 2, "frameon": False}
     left.legend(bbox_to_anchor=(0.4, 1.0), **above)
     colors = {"deepcf": BLUE, "mf": ORANGE}
     for panel, column, unit, label in (
