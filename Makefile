@@ -15,7 +15,7 @@ WHOLE := $(and $(wildcard $(INSTALLED)),$(filter $(call version,$(BIN)/python,im
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup anew run test lint figures notebooks bench compare ablation lock clean
+.PHONY: help setup anew run test pythons lint figures notebooks bench compare ablation lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ test: setup lint  ## unit and contract tests, then the notebooks against their c
 		$(BIN)/python -m pytest tests && $(BIN)/dlcf run; \
 	fi
 
+pythons:  ## unit tests on each supported Python that PATH, pyenv or uv has, in .venv-3.x
+	@.ci/pythons $(SUPPORTED)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,4 +80,4 @@ lock:  ## resolve requirements.lock anew from pyproject.toml, one version for al
 		pyproject.toml --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove the environment, trained models and runs; data/ stays
-	rm -rf $(VENV) .cache runs .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-3.* .cache runs .mypy_cache .pytest_cache .ruff_cache *.egg-info
