@@ -22,6 +22,7 @@ from dlcf.training import History
 
 __all__ = ["figure_bytes", "use_style"]
 
+SCREEN_DPI, PRINT_DPI = 110, 200
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
 Style = dict[str, Any]  # keyword arguments of a drawing
@@ -35,9 +36,9 @@ SPLIT_NAMES = {  # where the name in print is another
 def use_style() -> None:
     """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rc("figure", dpi=110)
+    mpl.rc("figure", dpi=SCREEN_DPI)
     mpl.rc("figure.constrained_layout", use=True)
-    mpl.rc("savefig", dpi=200, bbox="tight")
+    mpl.rc("savefig", bbox="tight")
     mpl.rc("font", size=9)
     mpl.rc("axes", titlesize=9, labelsize=9)
     mpl.rc("axes.spines", top=False, right=False)
@@ -47,12 +48,12 @@ def use_style() -> None:
     mpl.rc("pdf", fonttype=42)
 
 
-def figure_bytes(figure: Figure, ending: str) -> bytes:
+def figure_bytes(figure: Figure, ending: str, dpi: int = PRINT_DPI) -> bytes:
     """The figure as a ``"pdf"`` or ``"png"`` file; the same figure gives the same bytes."""
     # Without these the file would name the day and the version of the library that drew it.
     dated = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, metadata=dated.get(ending, {"Software": None}))
+    figure.savefig(buffer, format=ending, dpi=dpi, metadata=dated.get(ending, {"Software": None}))
     return buffer.getvalue()
 
 
