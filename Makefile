@@ -60,9 +60,9 @@ compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.
 ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
 	$(BIN)/dlcf ablation
 
-lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \
-		--no-header --no-annotate --output-file requirements.lock
+lock:  ## resolve requirements.lock anew from pyproject.toml, one version for all Pythons (needs uv)
+	uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 \
+		--all-extras pyproject.toml --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove the environment, trained models and runs; data/ stays
 	rm -rf $(VENV) .cache runs .mypy_cache .pytest_cache .ruff_cache *.egg-info

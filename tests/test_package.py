@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -18,11 +19,6 @@ from packaging.utils import canonicalize_name
 
 from dlcf import __version__
 from dlcf.runtime import paths
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # comes with pytest
 
 # What an installation without extras lacks.
 EXTRAS_ONLY = (

@@ -190,7 +190,7 @@ def clustered_correlations(
 
     def correlate(rows: Index) -> Floats:
         ranks = values.iloc[rows].rank()
-        return ranks[others].corrwith(ranks[column]).to_numpy()
+        return np.asarray(ranks[others].corrwith(ranks[column]))
 
     draws = [correlate(rows) for rows in _cluster_resamples(table[cluster], resamples, seed)]
     low, high = _percentiles(draws, confidence)
