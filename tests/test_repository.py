@@ -143,6 +143,8 @@ def test_the_best_model_meets_its_targets() -> None:
 
 def test_defaults_are_among_the_trials_of_the_tuning() -> None:
     record = json.loads((paths.RESULTS / "tuning.json").read_text())
+    tunable = {name for name in available() if make(name).hyper_parameters()}
+    assert record.keys() == tunable, "run: dlcf tune MODEL --try '{}'"
     for name, entry in record.items():
         if name == "deepcf":
             continue  # its defaults are the paper's; the trials are of its ranking output

@@ -74,7 +74,7 @@ def error_sums(model: Recommender, train: pd.DataFrame, test: pd.DataFrame) -> p
     :func:`dlcf.evaluation.per_user_errors`. The same with ``", warm pairs"`` behind them are over
     the ratings whose user and movie train knows; where it lacks users, ``", known users"`` and
     ``", new users"`` are there too. Each comes again with what :data:`TIMES` names behind it: times
-    to the day (noon), and none, as when a model is asked for what is to come.
+    to the day, and none, as when a model is asked for what is to come.
     """
     known = {name: test[name].isin(train[name]).to_numpy() for name in ("userId", "movieId")}
     parts = {"": np.ones(len(test), bool), ", warm pairs": known["userId"] & known["movieId"]}
@@ -82,8 +82,7 @@ def error_sums(model: Recommender, train: pd.DataFrame, test: pd.DataFrame) -> p
         parts |= {", known users": known["userId"], ", new users": ~known["userId"]}
     times = {"": test}
     if "timestamp" in test:
-        noon = test["timestamp"] // DAY * DAY + DAY // 2
-        frames = test.assign(timestamp=noon), test.drop(columns="timestamp")
+        frames = to_the_day(test), test.drop(columns="timestamp")
         times |= dict(zip(TIMES, frames, strict=True))
     columns = {}
     for time, pairs in times.items():
@@ -94,6 +93,11 @@ def error_sums(model: Recommender, train: pd.DataFrame, test: pd.DataFrame) -> p
             columns[f"ratings{of}"] = rows.astype(np.float64)
     by_user = pd.DataFrame(columns).groupby(test["userId"].to_numpy())
     return by_user.sum().rename_axis("userId")
+
+
+def to_the_day(ratings: pd.DataFrame) -> pd.DataFrame:
+    """The ratings, each at noon (UTC) of its day."""
+    return ratings.assign(timestamp=ratings["timestamp"] // DAY * DAY + DAY // 2)
 
 
 def list_quality(lists: Index, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:

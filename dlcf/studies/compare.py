@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from dlcf.analysis.beyond import measure
+from dlcf.analysis.beyond import measure, to_the_day
 from dlcf.analysis.cold import describe_split
 from dlcf.analysis.statistics import compare_all, holm, interval_over_seeds
 from dlcf.data import load_movies, load_ratings
@@ -49,7 +49,8 @@ class Job:
 
     `weights` names the epochs to report of a network: ``("last",)``, ``("last", "best")``, ...;
     models without epochs are reported once. `label` is the model's name in the results, `changes`
-    are settings of the fitted model that are tried too: what is behind the label, and the values.
+    are settings of the fitted model to try too, by what is put behind the label. If `days`, times
+    are to the day, in train as well: no more than what `fm-side` reads.
     """
 
     model: str
@@ -63,11 +64,14 @@ class Job:
     threshold: float = 4.0
     label: str = ""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    days: bool = False
 
     def fit(self) -> tuple[Recommender, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """The fitted model (from the cache where it is there), train, test and movies."""
         torch.set_num_threads(1)
         train, test = split(load_ratings(self.dataset), self.split, seed=self.seed)
+        if self.days:
+            train, test = to_the_day(train), to_the_day(test)
         movies = load_movies(self.dataset)
         model = fit_cached(self.model, train, movies=movies, seed=self.seed, **self.settings)
         return model, train, test, movies
@@ -100,10 +104,7 @@ def run_job(job: Job) -> dict[str, dict[str, Any]]:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int | None = None, function: Any = run_job) -> list[Any]:
-    """`run_job` or `study` of each job; put the longest first.
-
-    The numbers do not depend on `workers`, processes of one thread each, one a core by default.
-    """
+    """`run_job` or `study` of each job in processes of one thread each; put the longest first."""
     return map_in_processes(function, jobs, workers, "fits")
 
 
@@ -134,10 +135,9 @@ def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
     """Study all jobs and put them side by side: ``provenance``, and ``splits`` by name.
 
     Each holds ``models``: label -> numbers, each ``[mean, low, high]`` over the seeds (95%,
-    Student's t) but for those in ``over users``: the bounds are of users drawn anew, as the seeds
-    may test the same ratings. And ``pairs``: paired tests over users in RMSE and NDCG@10 of the
-    full protocol, but for :data:`OUTDONE` also in RMSE of parts of the test set and without times;
-    p-values by Holm's method within each metric.
+    Student's t), but ``over users`` of users drawn anew, as seeds may test the same ratings. And
+    ``pairs``: paired tests over users in RMSE and NDCG@10 of the full protocol, but for `OUTDONE`
+    also in RMSE of parts of the test set and without times; Holm's p-values within each metric.
     """
     found = run_jobs(jobs, workers, study)
     splits: dict[str, Any] = {}
@@ -215,8 +215,7 @@ def count_table(comparison: Results, split: str, models: Sequence[str], of: str)
 def calibration_table(comparison: Results, split: str, model: str, of: str) -> pd.DataFrame:
     """Means over the seeds of what a model says and what comes of it, by bin.
 
-    `of` is ``"strength"`` (outcome: share at or above the threshold) or ``"rating"``. Index the
-    lower end of each bin; ``confidence``, ``outcome``, ``cases``.
+    Of the ``"strength"`` (outcome: share at or above the threshold) or ``"rating"``, by low ends.
     """
     bins = comparison["splits"][split]["models"][model]["calibration"][of]
     rows = {float(low): {k: v[0] for k, v in values.items()} for low, values in bins.items()}
@@ -244,6 +243,7 @@ PLAN: dict[str, dict[str, Any]] = {
     "deepcf, ranking output": {
         "model": "deepcf", "settings": {"ranking_weight": 2.0, "epochs": 4}, "weights": ("best",),
     },
+    "deepcf-plus, days": {"model": "deepcf-plus", "days": True},
 }  # fmt: skip
 REST = (
     "deepcf-plus fm-side fm-implicit fm svdpp ease mf ials item-knn user-knn rp3beta popular bias"

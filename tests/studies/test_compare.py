@@ -153,6 +153,14 @@ def test_parts_and_times_are_measured_apart(
     assert row["difference"] == pytest.approx(expected, abs=2e-5)
 
 
+def test_a_job_of_days_knows_no_more_of_the_time(dataset: str, cache: Path) -> None:
+    _, train, test, _ = Job("bias", dataset, "random", 0, days=True).fit()
+    exact = dlcf.split(dlcf.load_ratings(dataset), "random", seed=0)
+    for frame, of in zip((train, test), exact, strict=True):
+        assert (frame["timestamp"] // 86_400 == of["timestamp"] // 86_400).all()
+        assert (frame["timestamp"] % 86_400 == 43_200).all()
+
+
 def test_the_global_temporal_split_is_for_models_that_none_outdoes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
