@@ -43,6 +43,7 @@ def comparison_table(path: Path | None = None) -> str:
     committed file by default.
     """
     splits = load_comparison(path)["splits"]
+    splits = {how: part for how, part in splits.items() if how != "global-temporal"}
     header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
     first = next(iter(splits.values()))["models"]
     rows = []
