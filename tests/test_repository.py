@@ -34,16 +34,22 @@ def figures_of(name: str) -> list[str]:
     return re.findall(r'save_figure\(.*?"(\w+)",\s*alt=', source, re.DOTALL)
 
 
-def test_the_readme_holds_the_generated_table() -> None:
-    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.readme_with_tables(readme) == readme, "run: python -m dlcf.notebook.report"
-    assert "| deepcf (last epoch) |" in readme
+def test_pages_hold_the_generated_tables() -> None:
+    for page, row in zip(report.PAGES, ("| deepcf (last epoch) |", "| step, beside"), strict=True):
+        text = (paths.ROOT / page).read_text(encoding="utf-8")
+        assert report.with_tables(text) == text, "run: python -m dlcf.notebook.report"
+        assert row in text
+
+
+def test_every_model_is_described() -> None:
+    text = (paths.ROOT / "docs" / "using.md").read_text(encoding="utf-8")
     for name in available():
-        assert f"| `{name}` |" in readme, f"{name} is missing from the table of models"
+        assert f"| `{name}` |" in text, f"{name} is missing from the table of models"
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "figures/README.md"):
+    pages = [f"docs/{path.name}" for path in (paths.ROOT / "docs").glob("*.md")]
+    for document in ("README.md", "CONTRIBUTING.md", "figures/README.md", *pages):
         path = paths.ROOT / document
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
             if not target.startswith("http"):
