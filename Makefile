@@ -61,6 +61,7 @@ figures: run  ## the same as run: every figure is written by a notebook
 
 notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
 	$(BIN)/dlcf run --keep
+	$(BIN)/dlcf prose
 
 bench: setup  ## time and memory beside plain ways and other libraries: results/bench.json
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary :all: \

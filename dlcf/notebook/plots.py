@@ -22,6 +22,7 @@ from dlcf.training import History
 
 __all__ = ["figure_bytes", "use_style"]
 
+SCREEN_DPI, PRINT_DPI = 110, 200
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
 Style = dict[str, Any]  # keyword arguments of a drawing
@@ -35,9 +36,9 @@ SPLIT_NAMES = {  # where the name in print is another
 def use_style() -> None:
     """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rc("figure", dpi=110)
+    mpl.rc("figure", dpi=SCREEN_DPI)
     mpl.rc("figure.constrained_layout", use=True)
-    mpl.rc("savefig", dpi=200, bbox="tight")
+    mpl.rc("savefig", bbox="tight")
     mpl.rc("font", size=9)
     mpl.rc("axes", titlesize=9, labelsize=9)
     mpl.rc("axes.spines", top=False, right=False)
@@ -47,12 +48,12 @@ def use_style() -> None:
     mpl.rc("pdf", fonttype=42)
 
 
-def figure_bytes(figure: Figure, ending: str) -> bytes:
+def figure_bytes(figure: Figure, ending: str, dpi: int = PRINT_DPI) -> bytes:
     """The figure as a ``"pdf"`` or ``"png"`` file; the same figure gives the same bytes."""
     # Without these the file would name the day and the version of the library that drew it.
     dated = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, metadata=dated.get(ending, {"Software": None}))
+    figure.savefig(buffer, format=ending, dpi=dpi, metadata=dated.get(ending, {"Software": None}))
     return buffer.getvalue()
 
 
@@ -267,12 +268,11 @@ def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: 
     return figure
 
 
-def curves(
-    tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str, log_x: bool = False
-) -> Figure:
-    """Lines with bands, one panel a table.
+def curves(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str = "") -> Figure:
+    """Lines with bands, one panel a table, over a logarithmic axis.
 
-    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
+    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``, and
+    ``bin`` where places have names; without a `y_label` the titles say what is shown.
     """
     figure, axes = _panels(len(tables), 3.0)
     markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
@@ -282,10 +282,24 @@ def curves(
             axis.plot(line["x"], line["mean"], label=model, markersize=3.5, linewidth=1, **style)
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             axis.fill_between(line["x"], line["low"], line["high"], **band)
-        axis.set(xlabel=x_label, title=SPLIT_NAMES.get(title, title))
-        if log_x:
-            axis.set_xscale("log")
-    axes[0].set_ylabel(y_label)
+        axis.set(xlabel=x_label, xscale="log", ylabel=y_label or title)
+        ticks = {x: str(x) for x in (1, 2, 5, 10, 20, 50)}
+        if "bin" in table:
+            ticks = dict(zip(table["x"], table["bin"], strict=True))
+        axis.set_xticks(list(ticks), list(ticks.values()), rotation=45 if "bin" in table else 0)
+        axis.minorticks_off()
+        axis.set_title(SPLIT_NAMES.get(title, title) if y_label else "")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def genre_shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Shares of genres, one panel a table: index genre, a column and a bar for each source."""
+    figure, axes = _panels(len(tables), 3.6, sharex=True, sharey=True)
+    colors = [GREY, ORANGE, BLUE, GREEN]
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        (100 * table[::-1]).plot.barh(ax=axis, width=0.8, color=colors, legend=False)
+        axis.set(xlabel="movies (%)", ylabel="", title=title)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -341,7 +355,7 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 
 def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -> Figure:
-    """How many times faster than the plain way, and what time and memory cost by size.
+    """How many times as fast as a reference, from 1, and what time and memory cost by size.
 
     The tables are :func:`~dlcf.notebook.bench_tables.ratio_table`, `size_table` and
     `vocabulary_table`.
@@ -351,13 +365,11 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
     figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=(2, 1, 1))
     place = np.arange(len(ratios))[::-1]
     left = axes["R"]
-    left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
-    left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")
-    left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
+    left.barh(place, ratios["ratio"] - 1, left=1, color=BLUE, height=0.6)
+    left.set(xscale="log", xlabel="times as fast as the reference", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
-    left.axvline(1, color=GREY, linestyle="--")
-    above: Style = {"loc": "lower center", "ncols": 2, "frameon": False}
-    left.legend(bbox_to_anchor=(0.4, 1.0), **above)
+    left.axvline(1, color="black", linewidth=0.8)
+    left.xaxis.set_major_formatter("{x:g}")
     colors = {"deepcf": BLUE, "mf": ORANGE}
     for panel, column, unit, label in (
         ("E", "fit_s", 1.0, "one epoch (s)"),
@@ -372,6 +384,7 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
             style = {"marker": "o", "color": colors[str(model)], "label": f"{model}, {how}"}
             axes["S"].plot(rows["rows"], rows[column], line, **style)
     axes["S"].set(xlabel="users and movies", ylabel="one step (ms)")
+    above: Style = {"loc": "lower center", "ncols": 2, "frameon": False}
     axes["S"].legend(fontsize="small", bbox_to_anchor=(0.45, 1.0), **above)
     for panel in "EMS":
         axes[panel].set(xscale="log", yscale="log")

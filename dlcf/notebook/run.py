@@ -42,17 +42,19 @@ def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> flo
 def keep_outputs(executed: Path) -> None:
     """Put an executed notebook in place of the one in `notebooks/`, less what changes by itself.
 
-    Times, papermill's records and widget states go; sources, tags and outputs stay.
+    Times, papermill's records and widget states go; sources, tags, folded cells, outputs and the
+    images' alternative texts stay.
     """
     notebook = nbformat.read(executed, as_version=4)
     kernel = notebook.metadata["kernelspec"]
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = {"tags": tags} if tags else {}
+        kept = {key: cell.metadata[key] for key in ("jupyter", "tags") if cell.metadata.get(key)}
+        cell.metadata = kept
         for output in cell.get("outputs", []):
             if "metadata" in output:
-                output["metadata"] = {}
+                image = output["metadata"].get("image/png", {}).get("alt")
+                output["metadata"] = {"image/png": {"alt": image}} if image else {}
     paths.write_atomically(paths.NOTEBOOKS / executed.name, nbformat.writes(notebook) + "\n")
 
 
