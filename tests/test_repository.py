@@ -31,7 +31,7 @@ def code(name: str) -> list[NotebookNode]:
 
 def figures_of(name: str) -> list[str]:
     source = "\n".join(cell.source for cell in code(name))
-    return re.findall(r'save_figure\(.*?"(\w+)"\s*\)', source, re.DOTALL)
+    return re.findall(r'save_figure\(.*?"(\w+)",\s*alt=', source, re.DOTALL)
 
 
 def test_the_readme_holds_the_generated_table() -> None:
@@ -53,7 +53,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 def test_the_readme_names_every_notebook() -> None:
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
     assert NOTEBOOKS
-    assert set(re.findall(r"notebooks/(\d\d_\w+)\.ipynb\)", readme)) == set(NOTEBOOKS)
+    assert set(re.findall(r"notebooks/(\d\w+)\.ipynb\)", readme)) == set(NOTEBOOKS)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -71,7 +71,7 @@ class TestNotebook:
         notebook = read(name)
         assert set(notebook.metadata) == {"kernelspec", "language_info"}
         for cell in notebook.cells:
-            assert set(cell.metadata) <= {"tags"}
+            assert set(cell.metadata) <= {"jupyter", "tags"}
         text = (paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
         assert str(paths.ROOT) not in text and str(Path.home()) + "/" not in text
         assert "application/vnd.jupyter.widget" not in text
