@@ -85,6 +85,8 @@ def long_tail(ratings: pd.DataFrame) -> Figure:
         counts = ratings[column].value_counts().to_numpy()
         axis.loglog(np.arange(1, len(counts) + 1), counts, color=color)
         axis.set(xlabel=f"{unit}, most ratings first (rank)", ylabel="ratings")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         n_half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
         axis.axvline(n_half, color="black", linestyle="--")
         axis.set_title(f"{n_half:,} of {len(counts):,} {unit} hold half of the ratings")
@@ -98,13 +100,11 @@ def activity_over_time(ratings: pd.DataFrame) -> Figure:
     left.bar(year.index, year / 1000, color=BLUE)
     left.set(xlabel="year", ylabel="ratings (thousands)", title="Ratings a year")
     span = ratings.groupby("userId")["timestamp"].agg(lambda t: t.max() - t.min()) / 86400
-    grid = np.concatenate([[0.01], np.logspace(-1.9, np.log10(span.max()), 200)])
-    right.plot(grid, [100 * float((span <= days).mean()) for days in grid], color=ORANGE)
-    right.set_xscale("log")
-    right.axvline(1, color="black", linestyle="--", label="one day")
-    right.set(xlabel="first to last rating (days)", ylabel="users (%)", title="Users come and go")
-    right.set_ylim(0, 100)
-    right.legend()
+    right.plot(np.sort(span), 100 * np.arange(1, len(span) + 1) / len(span), color=ORANGE)
+    right.set(xscale="log", ylim=(0, 100), title="How long users stay", ylabel="users (%)")
+    right.set_xticks([1 / 24, 1, 30, 3650], ["1 hour", "1 day", "1 month", "10 years"])
+    right.set_xlabel("time from first to last rating")
+    right.minorticks_off()
     return figure
 
 
@@ -119,7 +119,7 @@ def genres(table: pd.DataFrame) -> Figure:
     left.barh(table.index, 100 * table["share"], color=BLUE)
     left.set(xlabel="ratings with this genre (%)")
     right.errorbar(table["mean"], table.index, xerr=1.96 * table["error"], fmt="o", color=ORANGE)
-    right.set(xlabel="mean rating (stars, 95% interval)")
+    right.set(xlabel="mean rating (stars)")
     return figure
 
 
