@@ -1,4 +1,4 @@
-"""The tables of README and docs/ from `results/`: ``python -m dlcf.notebook.report`` rewrites them."""
+"""Tables of README and docs/ from `results/`: ``python -m dlcf.notebook.report`` makes them."""
 
 from __future__ import annotations
 

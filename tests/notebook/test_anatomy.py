@@ -102,7 +102,7 @@ def test_boilerplate_is_folded(notebook: Any) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_jupyterlab_saves_it_as_it_is(page: Path) -> None:
-    """Its layout, and all that a kernel tells: else JupyterLab marks it changed when it is opened."""
+    """Its layout and what a kernel tells, or JupyterLab marks it changed as it is opened."""
     text = page.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     assert nbformat.writes(notebook) + "\n" == text
