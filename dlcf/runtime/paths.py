@@ -23,6 +23,7 @@ __all__ = [
     "RESULTS",
     "ROOT",
     "RUNS",
+    "path",
     "write_atomically",
     "write_json",
 ]
@@ -37,7 +38,14 @@ RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
 DATA = ROOT / "data" if _IN_CHECKOUT else user_data_path("dlcf")
 _CACHE = ROOT / ".cache" if _IN_CHECKOUT else user_cache_path("dlcf")
-CACHE = Path(os.environ.get("DLCF_CACHE_DIR", _CACHE))
+CACHE = Path(os.path.expanduser(os.environ.get("DLCF_CACHE_DIR") or _CACHE))
+
+
+def path(given: str | Path) -> Path:
+    """What a user gave as a path: ``~`` is the home, and ValueError for no text at all."""
+    if not str(given).strip():
+        raise ValueError("a path is empty; name a folder or a file")
+    return Path(os.path.expanduser(given))
 
 
 def write_atomically(path: Path, *content: bytes | memoryview | str) -> Path:

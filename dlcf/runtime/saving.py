@@ -20,6 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from dlcf.runtime import paths
 from dlcf.runtime.paths import write_atomically
 
 __all__ = ["DESCRIPTION", "read_folder", "write_folder"]
@@ -45,9 +46,9 @@ def write_folder(
     ValueError
         The path is empty, or there is something that is no saved model: nothing is touched.
     """
-    if not str(folder) or str(folder) == ".":
+    if str(folder) in ("", "."):  # the same as a Path
         raise ValueError(f"{str(folder)!r} is no folder for a model; name a new one")
-    folder = Path(folder).expanduser().resolve()
+    folder = paths.path(folder).resolve()
     _refuse_what_is_no_model(folder)
     blob = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     text = json.dumps(description, ensure_ascii=False)
@@ -79,7 +80,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     ValueError
         A file is damaged: it is not what was written.
     """
-    path = Path(folder).expanduser() / DESCRIPTION
+    path = paths.path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} holds no {DESCRIPTION}; name a saved model's folder"

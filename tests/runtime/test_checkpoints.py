@@ -200,6 +200,16 @@ def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert events == ["sync", ".00000001.pt.X.part -> 00000001.pt"]
 
 
+def test_a_folder_is_named_as_anywhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with checkpoints("~/kept"):
+        assert Checkpoint(torch.nn.Identity(), [], 0).folder.parent == tmp_path / "kept"
+    with pytest.raises(ValueError, match="a path is empty"), checkpoints(""):
+        pass
+
+
 def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
     state = {
         "numbers": [0.1, 1 / 3, float("inf"), 2**70, -1, True, None, "text"],

@@ -74,6 +74,14 @@ def test_an_empty_path_is_refused(empty: str, tmp_path: Path, monkeypatch: Any) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_holds_no_model(empty: str, tmp_path: Path, monkeypatch: Any) -> None:
+    written(1.0, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="a path is empty"):
+        read_folder(empty)
+
+
 def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     written(1.0, tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
