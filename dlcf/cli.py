@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,12 +25,19 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hand the arguments behind the command to it; returns the exit status."""
+    """Hand the arguments behind the command to it; returns the exit status.
+
+    An error is one line on stderr, and status 1; Ctrl-C too, and 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has every character
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="dlcf",
         description="Deep collaborative filtering on MovieLens.",
-        epilog="dlcf COMMAND --help lists the options of a command.",
+        epilog="dlcf COMMAND --help lists the options of a command. "
+        "python -X dev -m dlcf COMMAND shows where in the code an error arose.",
     )
     parser.add_argument("--version", action="version", version=f"dlcf {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
@@ -36,4 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=summary, add_help=False)
     command = parser.parse_args(arguments[:1]).command
     module, _ = COMMANDS[command]
-    return import_module(module).main(arguments[1:]) or 0
+    try:
+        return import_module(module).main(arguments[1:]) or 0
+    except KeyboardInterrupt:
+        logging.disable()  # of what was cut off in the middle
+        print(
+            f"\ndlcf {command}: interrupted; the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
+        if sys.flags.dev_mode:
+            raise
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = '; pip install "dlcf[notebooks]"' if missing else ""
+        print(f"dlcf {command}: error: {error}{remedy}", file=sys.stderr)
+        return 1

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import isnan
 from typing import Any
+from unicodedata import category
 
-__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem", "strength_of", "table_of"]
+__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem"]
+__all__ += ["for_output", "strength_of", "table_of", "title_of"]
 
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
 BAR = 20  # characters
 LEFT = 'style="text-align:left"'
+STEERING = ("Cc", "Cf", "Zl", "Zp")  # categories of Unicode: controls, formats, ends of lines
+JOINERS = "\u200c\u200d"  # formats that some scripts are written with
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Explanation:
                 lines += [f"    {i.effect:+.2f}  {i.rating:.1f} for {_named(i)}" for i in items]
         for line in self._last_lines():
             lines += ["", line]
-        return "\n".join(lines)
+        return for_output("\n".join(lines))
 
     @property
     def measured(self) -> tuple[HistoryItem, ...]:
@@ -217,7 +222,9 @@ class Explanation:
         body = "\n".join(parts)
         return f'<section aria-label="{name}" style="max-width:46em">\n{body}\n</section>'
 
-    __str__ = sentence
+    def __str__(self) -> str:
+        return for_output(self.sentence())
+
     _repr_html_ = html
 
     def _percent(self) -> tuple[int, int]:
@@ -254,7 +261,7 @@ class Explanation:
                 f"{word} {', '.join(f'{g.genre} {g.effect:+.2f}' for g in genres) or 'none'}"
                 for word, genres in self._sides(self.genres)
             ]
-            lines.append(f"Genres of these ratings, in stars: {'; '.join(sides)}.")
+            lines.append(f"Genres of these ratings, in stars: {_harmless('; '.join(sides))}.")
         if self.counterfactual:
             lines.append(self.counterfactual.sentence())
         return lines
@@ -313,5 +320,25 @@ def table_of(
     return "\n".join([*lines, "</table>"])
 
 
+def title_of(movie: Explanation | HistoryItem | Counterfactual) -> str:
+    """The title as a person may be shown it, or the id where there is none."""
+    return _harmless(movie.title) if movie.title else f"movie {movie.movie_id}"
+
+
+def for_output(text: str) -> str:
+    """Text whose characters standard output can write; escapes stand for the others."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _named(movie: Explanation | HistoryItem | Counterfactual) -> str:
-    return f"“{movie.title}”" if movie.title else f"movie {movie.movie_id}"
+    return f"“{title_of(movie)}”" if movie.title else title_of(movie)
+
+
+def _harmless(text: str) -> str:
+    """With escapes for what steers a terminal, ends a line or turns what follows round."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) in STEERING and c not in JOINERS else c
+        for c in shown
+    )

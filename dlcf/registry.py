@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.runtime.checkpoints import keeping_checkpoints
 from dlcf.runtime.parallel import map_in_processes
-from dlcf.runtime.saving import read_folder
+from dlcf.runtime.saving import DESCRIPTION, read_folder
 from dlcf.training import pick_device
 from dlcf.variants.deepcf import ExplainedDeepCF
 
@@ -106,17 +107,27 @@ def load_model(folder: str | Path, device: str | None = None) -> Recommender:
         A file is damaged, or the folder was written in a format that this version does not read.
     """
     arrays, description = read_folder(folder)
-    if description["format"] != FORMAT:
-        raise ValueError(
-            f"{folder}: model format {description['format']}, but this version reads {FORMAT}; "
-            "fit the model again"
-        )
-    config = description["config"]
-    if device is not None and "device" in config:
-        config = {**config, "device": device}
-    model = make(description["name"], **config)
-    model.restore(arrays, description)
+    with _suiting(folder):
+        if description["format"] != FORMAT:
+            raise ValueError(f"its format is {description['format']}, {FORMAT} is read here")
+        config = description["config"]
+        if device is not None and "device" in config:
+            config = {**config, "device": device}
+        model = make(description["name"], **config)
+    pick_device(getattr(model, "device", "cpu"))  # what it says has a remedy of its own
+    with _suiting(folder):
+        model.restore(arrays, description)
     return model
+
+
+@contextmanager
+def _suiting(folder: str | Path) -> Iterator[None]:
+    """ValueError where a folder holds something else than this version saves."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"{Path(folder) / DESCRIPTION} does not suit this version of dlcf ({error!r})"
+        raise ValueError(f"{problem}; fit the model and save it again") from error
 
 
 def fit_together(

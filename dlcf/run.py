@@ -1,6 +1,8 @@
 """``python -m dlcf.run``: the same as ``dlcf run``."""
 
-from dlcf.notebook.run import main
+import sys
+
+from dlcf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["run", *sys.argv[1:]]))

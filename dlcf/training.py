@@ -8,6 +8,8 @@ the network's own arithmetic at these sizes.
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from dlcf.runtime.settings import check_settings, setting
 
 __all__ = ["History", "RatingNetwork", "TrainingConfig", "train_network", "training_step"]
 
+LOG = logging.getLogger(__name__)  # on level INFO, a line an epoch where no bar is shown
 # The network's inputs, then the ratings; equally many rows in each.
 Batch = tuple[Tensor, ...]
 
@@ -277,17 +280,26 @@ def train_network(
     if len(train[-1]) < 2:
         raise ValueError(f"a network needs at least 2 ratings to train on, not {len(train[-1])}")
     run = _Run(network, train, validation, config)
-    checkpoint = Checkpoint(network, [train, validation], config)
+    trained = config, type(run.step).__qualname__  # each kind of step has bits of its own
+    checkpoint = Checkpoint(network, [train, validation], trained)
     state = checkpoint.load()
     if state is not None:
-        run.load_state_dict(state)
+        try:
+            run.load_state_dict(state)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            problem = f"{checkpoint.folder} is of another version of this code ({error!r})"
+            raise ValueError(f"{problem}; delete it, or keep checkpoints elsewhere") from error
+        LOG.info("from a checkpoint: %d of %d epochs are done", run.epoch, config.epochs)
     with tqdm(total=config.epochs, desc="epochs", disable=None, leave=False) as bar:
         while run.epoch < config.epochs and not run.stopped:
             bar.n = run.epoch
             losses = run.history.validation_loss
             bar.set_postfix({"validation_loss": losses[-1]} if losses else {})
+            start = time.perf_counter()
             run.train_epoch(checkpoint)
             checkpoint.save(run.state_dict())
+            if bar.disable:
+                LOG.info("%s, %.1f s", run.last_line(), time.perf_counter() - start)
     network.eval()
     return run.history, run.best
 
@@ -313,6 +325,13 @@ class _Run:
         """Whether validation has not improved for as long as early stopping waits."""
         patience = self.config.early_stopping
         return patience is not None and self.epoch - self.history.best_epoch >= patience
+
+    def last_line(self) -> str:
+        """The epoch that was last done, in words."""
+        history = self.history
+        losses = {"train": history.train_loss[-1:], "validation": history.validation_loss[-1:]}
+        said = [f"{name} loss {loss:.4f}" for name, values in losses.items() for loss in values]
+        return f"epoch {self.epoch} of {self.config.epochs}: {', '.join(said)}"
 
     def train_epoch(self, checkpoint: Checkpoint) -> None:
         """From where it stands to the end of the epoch."""

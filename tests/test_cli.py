@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import dlcf
 from dlcf.cli import COMMANDS, main
+from dlcf.data import DataUnavailableError
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +42,8 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: dlcf {command} ")
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: dlcf {command} ") and said.isascii()
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["--fast"], ["--fast", "run"]])
@@ -71,3 +80,95 @@ def test_help_imports_nothing_heavy() -> None:
         "except SystemExit: assert not {'torch', 'pandas', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(import_module(COMMANDS["compare"][0]), "main", fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("seed is -1"), DataUnavailableError("no network"), OSError(28, "No space left")],
+)
+def test_an_error_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(error, monkeypatch)
+    assert main(["compare"]) == 1
+    assert capsys.readouterr() == ("", f"dlcf compare: error: {error}\n")
+
+
+def test_a_missing_package_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(ModuleNotFoundError("No module named 'nbformat'"), monkeypatch)
+    assert main(["compare"]) == 1
+    remedy = "No module named 'nbformat'; pip install \"dlcf[notebooks]\"\n"
+    assert capsys.readouterr().err == f"dlcf compare: error: {remedy}"
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(AttributeError("a bug"), monkeypatch)
+    with pytest.raises(AttributeError):
+        main(["compare"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_needs_no_certain_encoding(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    said = "0.844 ± 0.005, – and Амели"
+    monkeypatch.setattr(import_module(COMMANDS["run"][0]), "main", lambda _: print(said))
+    assert main(["run"]) == 0
+    sys.stdout.flush()
+    assert written.getvalue().decode(encoding).startswith("0.844 ")
+
+
+def alive(group: int) -> list[str]:
+    """Names of the processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = path.read_text().partition(") ")
+            state, _, of_group, *_ = rest.split()
+            found += [name] if int(of_group) == group and state != "Z" else []
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc")
+@pytest.mark.parametrize("command", [["compare", "--models", "deepcf"], ["ablation"]])
+def test_ctrl_c_ends_all_processes_in_one_line(
+    command: list[str], tmp_path: Path, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    more = [toy_ratings.assign(userId=toy_ratings["userId"] + 1000 * i) for i in range(20)]
+    pd.concat(more).to_csv(tmp_path / "ratings.csv", index=False)
+    movies = toy_movies.assign(genres=toy_movies["genres"].str.join("|"))
+    movies.to_csv(tmp_path / "movies.csv", index=False)
+    program = [sys.executable, "-m", "dlcf", *command, "--dataset", str(tmp_path), "--workers", "2"]
+    environment = {**os.environ, "DLCF_CACHE_DIR": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        [*program, "--output", str(tmp_path / "found.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while len(alive(process.pid)) < 4:  # itself, two that fit, and one that watches them
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    name = command[0]
+    assert said == f"\ndlcf {name}: interrupted; the same command goes on from there\n"
+    while alive(process.pid):
+        assert time.monotonic() < deadline, alive(process.pid)
+        time.sleep(0.2)
+    assert not (tmp_path / "found.json").exists()

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from dlcf.explain.reader import Page
 from dlcf.explanation import Counterfactual, Explanation, GenreEffect, HistoryItem, table_of
 
 NASTY = '<b>"&'
+# Colours, the end of a line or of a string, a bell, text that runs the other way, half a character.
+STEERING = {
+    "\x1b[31mred": r"\x1b[31mred",
+    "a\nb\r\x85\u2028c": r"a\nb\r\x85\u2028c",
+    "\0\a\x7f\x9b2J": r"\x00\x07\x7f\x9b2J",
+    "\u202edrow\u2066": r"\u202edrow\u2066",
+    "\ud83c": r"\ud83c",
+}
 VOID = {"br", "hr", "img"}
 
 
@@ -227,3 +238,37 @@ def test_a_table_escapes_all_it_is_given() -> None:
     page = Reading(table_of(NASTY, (NASTY, NASTY), [(NASTY, [(NASTY, NASTY)]), (NASTY, [])]))
     assert page.text.count(NASTY) == 7 and not page.all("b")
     assert f"{NASTY}: none" in page.text
+
+
+@pytest.mark.parametrize(("title", "shown"), STEERING.items(), ids=range(len(STEERING)))
+def test_a_title_does_not_steer_what_shows_it(full: Explanation, title: str, shown: str) -> None:
+    change = replace(full.counterfactual, title=title)  # type: ignore[type-var]
+    history = (item(1, 5.0, 0.2, title), item(2, 1.0, -0.3, title))
+    genres = (GenreEffect(title, 0.2, 1),)
+    odd = replace(full, title=title, history=history, genres=genres, counterfactual=change)
+    page = Page(7, 2, history, (odd,))
+    for text in (odd.sentence(), str(odd), odd.text(), odd.html(), page.text(), page.html()):
+        assert title not in text and shown in text
+        assert all(c == "\n" or c.isprintable() for c in text)
+    assert odd.text().count(shown) == 6 + odd.text().count("Had you")  # each place, none raw
+    assert len(odd.text().splitlines()) == len(replace(odd, title="x").text().splitlines())
+
+
+def test_titles_of_all_scripts_are_shown_as_they_are(full: Explanation) -> None:
+    for title in ("Amélie", "千と千尋の神隠し", "می\u200cخواهم", "👩\u200d🚀", "A\xa0B"):
+        assert f"“{title}”" in replace(full, title=title).sentence()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_printing_needs_no_certain_encoding(
+    full: Explanation, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = replace(full, title="Амели")
+    page = Page(7, 1, odd.history, (odd,))
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding=encoding) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        print(odd, odd.text(), page, page.text(), sep="\n")
+        stdout.flush()
+        text = written.getvalue().decode(encoding)
+    assert text.count("Амели" if encoding == "utf-8" else r"\u0410\u043c") >= 4

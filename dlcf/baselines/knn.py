@@ -166,6 +166,7 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
         ``s_ij (r_uj - b_uj) / (damping + sum_j s_ij)`` in stars, ``(ratings of the user,
         len(movies))``; 0 of a rating that is not among the neighbours.
         """
+        self._check_fitted()
         own = self._rated()[user]
         weight = np.maximum(self._similarities(movies)[:, own.indices], 0.0)
         place = np.argsort(np.argsort(-weight, axis=1, kind="stable"), axis=1)

@@ -153,6 +153,7 @@ class EASE(_Ranker, HistoryRecommender):
 
         ``B_ij = -P_ij / P_jj`` off the diagonal, 0 on it; all columns by default.
         """
+        self._check_fitted()
         matrix = self._matrix() if self._fitted_on is None else self._fitted_on
         columns = np.arange(matrix.shape[1]) if columns is None else columns
         if len(self._inverse) == matrix.shape[0]:  # P = (I - X^T inverse X) / regularization
@@ -167,6 +168,7 @@ class EASE(_Ranker, HistoryRecommender):
 
         ``x_uj B_ji``, ``(ratings of the user, len(movies))``; columns sum to the scores.
         """
+        self._check_fitted()
         own = self._matrix()[user]
         return own.data[:, None] * self.item_weights(own.indices.astype(np.int64), movies)
 

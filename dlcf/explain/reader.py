@@ -25,8 +25,10 @@ from dlcf.explanation import (
     Explanation,
     GenreEffect,
     HistoryItem,
+    for_output,
     size_of,
     table_of,
+    title_of,
 )
 from dlcf.models.base import Recommender
 
@@ -145,23 +147,23 @@ class Page:
     def text(self) -> str:
         """The page in lines of text."""
         lines = [f"{self._caption()}:"]
-        lines += [f"  {item.rating:.1f}  {_title(item)}" for item in self.history]
+        lines += [f"  {item.rating:.1f}  {title_of(item)}" for item in self.history]
         lines += ["", f"Recommended to user {self.user_id}:"]
         for rank, explanation in enumerate(self.explanations, 1):
             first, *rest = explanation.text().splitlines()
             lines += [f"{rank:3}. {first}", *(f"     {line}".rstrip() for line in rest), ""]
-        return "\n".join(lines).rstrip()
+        return for_output("\n".join(lines).rstrip())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(self.text())
 
     def html(self) -> str:
         """HTML without script; the first explanation is open, the others fold out."""
-        rows = [(_title(item), f"{item.rating:.1f}") for item in self.history]
+        rows = [(title_of(item), f"{item.rating:.1f}") for item in self.history]
         parts = [table_of(self._caption(), ("Movie", "Stars given"), [("", rows)])]
         parts.append(f"<p>Recommended to user {self.user_id}, best first:</p>\n<ol>")
         for rank, explanation in enumerate(self.explanations):
-            head = f"{_title(explanation)}: {explanation.rating:.1f} of {explanation.scale[1]:g}"
+            head = f"{title_of(explanation)}: {explanation.rating:.1f} of {explanation.scale[1]:g}"
             parts.append(
                 f"<li><details{'' if rank else ' open'}><summary>{escape(head)}</summary>\n"
                 f"{explanation.html()}\n</details></li>"
@@ -252,7 +254,7 @@ def reader(
         shown = page_of(model, user.value, ratings, movies, measured=False, **settings)
         page.value = shown.html()
         movie.unobserve(explain, names="value")  # new options are not the reader's choice
-        movie.options = [(_title(e), e.movie_id) for e in shown.explanations]
+        movie.options = [(title_of(e), e.movie_id) for e in shown.explanations]
         movie.observe(explain, names="value")
         explain()
 
@@ -376,7 +378,3 @@ def _titles_of(movies: pd.DataFrame | None) -> dict[int, str]:
     if movies is None:
         return {}
     return dict(zip(movies["movieId"].tolist(), movies["title"].tolist(), strict=True))
-
-
-def _title(movie: HistoryItem | Explanation) -> str:
-    return movie.title or f"movie {movie.movie_id}"

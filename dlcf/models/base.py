@@ -76,6 +76,8 @@ class Recommender(ABC):
     - an unknown user is predicted the global mean plus the movie's bias and is recommended the
       movies with the most ratings;
     - an unknown movie is predicted the global mean plus the user's bias and is never recommended.
+
+    RuntimeError where a model is asked for what it would know only once it is fitted.
     """
 
     name: ClassVar[str]
@@ -247,17 +249,20 @@ class Recommender(ABC):
 
     def seen(self, user_ids: Sequence[int] | NDArray[Any]) -> tuple[Index, Index]:
         """What the users rated in training, as (position in `user_ids`, column) index arrays."""
+        self._check_fitted()
         users, known = _positions(self.user_ids, np.asarray(user_ids))
         row, column = self._seen[users[known]].nonzero()
         return np.flatnonzero(known)[row], column.astype(np.int64)
 
     def positions(self, pairs: pd.DataFrame) -> tuple[Index, Known, Index, Known]:
         """Rows of users in `user_ids` (0 of unknown ones), whether known; the same of movies."""
+        self._check_fitted()
         users = _positions(self.user_ids, pairs["userId"])
         return *users, *_positions(self.movie_ids, pairs["movieId"])
 
     def title(self, movie_id: int) -> str | None:
         """The movie's title; None where the model was fitted without titles or without it."""
+        self._check_fitted()
         position, known = _positions(self.movie_ids, np.array([movie_id]))
         if self.titles is None or not known[0]:
             return None

@@ -155,7 +155,6 @@ class DeepCF(NetworkRecommender):
             float64 ``(n, 2)``, rows sum to 1. Where the user is unknown the row is (0, 1), where
             the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
         """
-        self._check_fitted()
         users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)
         known = known_user & known_movie

@@ -116,5 +116,6 @@ class MatrixFactorization(NetworkRecommender):
 
     def movie_parts(self) -> tuple[Floats, Floats]:
         """The movies' vectors ``(n_movies, factors)`` and the mean plus their biases, in stars."""
+        self._check_fitted()
         level = self.network.mean + self.network.movie_bias.weight[:, 0]
         return self.movie_factors().astype(np.float64), level.detach().cpu().double().numpy()

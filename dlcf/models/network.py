@@ -72,6 +72,7 @@ class NetworkRecommender(Recommender):
 
     def torch_device(self) -> torch.device:
         """Where the network is."""
+        self._check_fitted()
         return next(self.network.parameters()).device
 
     @abstractmethod
@@ -144,7 +145,8 @@ class NetworkRecommender(Recommender):
             saved = self._states[self.weights][name]
             if saved.shape != buffer.shape:  # what users rated, less what was held out
                 setattr(self.network, name, saved.to(device))
-        self.network.load_state_dict(self._states[self.weights])
+        for which in (*self.saved_as, self.weights):  # all of them, so that each is known to fit
+            self.network.load_state_dict(self._states[which])
 
 
 def hold_out(

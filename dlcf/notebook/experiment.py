@@ -16,11 +16,13 @@ import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from dlcf.data import DATASETS
+from dlcf.data import is_available
 from dlcf.notebook.plots import SCREEN_DPI, figure_bytes, use_style
+from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.runtime import paths
 from dlcf.splits import SPLITS
 from dlcf.studies.cache import fit_cached
+from dlcf.studies.results import SPLITS as COMPARED
 
 __all__ = ["Run", "check_parameters", "output_folder", "read_parameters", "start"]
 
@@ -29,6 +31,10 @@ THREADS = "DLCF_THREADS"
 OUTPUT = "DLCF_OUTPUT_DIR"
 # Last word of a parameter's name -> the least that it can be.
 LEAST = {"SEED": 0, "EPOCHS": 1, "FACTORS": 1, "K": 1, "MODELS": 2, "SIZE": 1, "USERS": 1}
+LEAST["WEIGHT"] = 0
+BELOW = 2**32  # NumPy's older generators take no larger seed
+CHOICES = {"SPLIT": SPLITS, "PRESET": tuple(DeepCFPlus.PRESETS)}
+CHOICES["07_beyond_accuracy SPLIT"] = COMPARED
 
 
 def read_parameters(notebook: str) -> dict[str, Any]:
@@ -45,7 +51,10 @@ def read_parameters(notebook: str) -> dict[str, Any]:
         raise ValueError(f"no notebook {notebook!r} in {paths.NOTEBOOKS.name}/; there are {known}")
     for cell in nbformat.read(path, as_version=4).cells:
         if "parameters" in cell.metadata.get("tags", []):
-            return _assignments(cell.source)
+            return {
+                ast.unparse(statement.targets[0]): ast.literal_eval(statement.value)
+                for statement in _assignments(cell.source)
+            }
     raise ValueError(f"{path.name} has no cell tagged 'parameters'")
 
 
@@ -64,26 +73,31 @@ def check_parameters(notebook: str, given: Mapping[str, Any]) -> None:
                 f"{notebook}: {name} is {value!r}; give {wanted.__name__}, such as {stored[name]!r}"
             )
         least = LEAST.get(name.split("_")[-1])
-        if least is not None and value < least:
+        if least is not None and not value >= least:
             raise ValueError(f"{notebook}: {name} is {value}; give {least} or more")
-        if name == "SPLIT" and value not in SPLITS:
-            raise ValueError(f"{notebook}: SPLIT is {value!r}; give one of {', '.join(SPLITS)}")
-        if name == "DATASET" and not (value in DATASETS or Path(value).is_dir()):
-            known = ", ".join(DATASETS)
-            raise ValueError(f"{notebook}: DATASET is {value!r}; give a folder or one of {known}")
+        if wanted in (int, float) and not abs(value) < BELOW:
+            raise ValueError(f"{notebook}: {name} is {value}; give a number below {BELOW}")
+        choices = CHOICES.get(f"{notebook} {name}", CHOICES.get(name))
+        if choices and value not in choices:
+            raise ValueError(f"{notebook}: {name} is {value!r}; give one of {', '.join(choices)}")
+        if name == "DATASET":
+            try:
+                is_available(value)
+            except ValueError as error:
+                raise ValueError(f"{notebook}: DATASET: {error}") from None
 
 
 def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
-    """Begin a notebook: check what papermill injected, fix the thread count, set the style.
+    """Begin a notebook: check its parameters, fix the thread count, set the style.
 
     `notebook` is the file's name without its ending, `namespace` its ``globals()``, right after the
     parameters.
     """
-    injected: dict[str, Any] = {}
+    names = set(read_parameters(notebook))
     for source in namespace.get("In", []):
-        if source.startswith("# Parameters\n"):
-            injected |= _assignments(source)
-    check_parameters(notebook, injected)
+        if source.startswith("# Parameters\n"):  # papermill's
+            names |= {ast.unparse(s.targets[0]) for s in _assignments(source)}
+    check_parameters(notebook, {name: namespace[name] for name in sorted(names)})
     # Sums of floats depend on how many threads share them, so a fixed count gives the same numbers
     # on a machine of any size; batches of 64 rows are too small to gain from a second thread.
     torch.set_num_threads(int(os.environ.get(THREADS, "1")))
@@ -101,8 +115,8 @@ def output_folder(notebook: str, parameters: Mapping[str, Any]) -> Path:
     The repository itself where all have their stored values, else a folder in `runs/` that is
     named after those which have not; the environment variable DLCF_OUTPUT_DIR names another.
     """
-    if OUTPUT in os.environ:
-        return Path(os.environ[OUTPUT])
+    if os.environ.get(OUTPUT):
+        return paths.path(os.environ[OUTPUT])
     stored = read_parameters(notebook)
     changed = [f"{k}={v}" for k, v in sorted(parameters.items()) if v != stored[k]]
     if not changed:
@@ -165,13 +179,8 @@ class Run:
         print(f"results/{path.name}: {sum(1 for _ in _leaves(content['numbers']))} values")
 
 
-def _assignments(source: str) -> dict[str, Any]:
-    """Values by name; papermill's own reader leaves them as text."""
-    return {
-        ast.unparse(statement.targets[0]): ast.literal_eval(statement.value)
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.Assign)
-    }
+def _assignments(source: str) -> list[ast.Assign]:
+    return [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
 
 
 def _checking() -> bool:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dlcf.explanation import Explanation
+from dlcf.explanation import Explanation, title_of
 from dlcf.training import History
 
 __all__ = ["figure_bytes", "use_style"]
@@ -398,7 +398,7 @@ def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
     """A user's list: recommendation strength, and how the attention is divided."""
     figure, (left, right) = _panels(2, 0.9 + 0.24 * len(explanations), sharey=True)
     rows = np.arange(len(explanations))[::-1]
-    titles = [_shorten(e.title or f"movie {e.movie_id}") for e in explanations]
+    titles = [_shorten(title_of(e)) for e in explanations]
     left.barh(rows, [e.strength for e in explanations], color=BLUE)
     left.set_yticks(rows, titles)
     left.set(xlabel="recommendation strength", xlim=(0, 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import Any
 
 import nbformat
 import papermill
+from papermill.exceptions import PapermillExecutionError
 
-from dlcf.data import DATASETS, resolve_dataset
-from dlcf.notebook.experiment import check_parameters, output_folder, read_parameters
+from dlcf.data import DATASETS, DataUnavailableError, resolve_dataset
+from dlcf.data.archives import obtain
+from dlcf.notebook.experiment import OUTPUT, check_parameters, output_folder, read_parameters
 from dlcf.notebook.report import HEADLINE, headline_table
 from dlcf.runtime import paths
 
@@ -23,19 +27,27 @@ __all__ = ["choose_parameters", "keep_outputs", "main", "run_notebook"]
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     """Execute a notebook of `notebooks/`, named without its ending; returns the seconds it took.
 
-    ValueError, before anything is executed, is that of :func:`check_parameters`.
+    A terminal shows how far it is. ValueError, before anything is executed, is that of
+    :func:`check_parameters`; RuntimeError says which cell failed and why.
     """
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    papermill.execute_notebook(
-        paths.NOTEBOOKS / f"{notebook}.ipynb",
-        output,
-        parameters=parameters,
-        progress_bar={"disable": None},  # as tqdm decides: shown on a terminal only
-        cwd=paths.NOTEBOOKS,
-        extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which warns about its transport
-    )
+    bar = {"desc": notebook, "bar_format": "{desc}: {n} of {total} cells, {elapsed}"}
+    try:
+        papermill.execute_notebook(
+            paths.NOTEBOOKS / f"{notebook}.ipynb",
+            output,
+            parameters=parameters,
+            progress_bar={**bar, "leave": False, "disable": None},  # None: but on a terminal
+            cwd=paths.NOTEBOOKS,
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel warns about its transport
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
+        problem = f"{notebook}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+        raise RuntimeError(f"{problem}; {output} shows where") from None
     return time.perf_counter() - start
 
 
@@ -64,8 +76,9 @@ def choose_parameters(
     """What each notebook takes of the parameters given and does not store anyway.
 
     Where `DATASET` is not given, it is the stored one or what can be had from here instead; that of
-    a folder becomes absolute. ValueError says that there is no such notebook, that none takes a
-    parameter, or what a value must be.
+    a folder becomes absolute; it is on this machine then, or DataUnavailableError says why not.
+    ValueError says that there is no such notebook, that none takes a parameter, or what a value
+    must be.
     """
     known = {name: read_parameters(name) for name in notebooks}
     taken = {name: value for stored in known.values() for name, value in stored.items()}
@@ -76,9 +89,10 @@ def choose_parameters(
         check_parameters(notebook, {name: given[name] for name in given if name in stored})
     if "DATASET" in taken.keys() - given.keys():
         given = {**given, "DATASET": resolve_dataset(taken["DATASET"])}
-    elif "DATASET" in given and given["DATASET"] not in DATASETS:
-        # The kernel runs in notebooks/, where a relative path would be another folder.
-        given = {**given, "DATASET": str(Path(given["DATASET"]).resolve())}
+    elif "DATASET" in given:
+        obtain(given["DATASET"], None)
+        if given["DATASET"] not in DATASETS:
+            given = {**given, "DATASET": str(paths.path(given["DATASET"]).resolve())}
     return {
         notebook: {k: v for k, v in given.items() if k in stored and v != stored[k]}
         for notebook, stored in known.items()
@@ -92,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pair: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", "--parameter", action="append", default=[], **pair)
     where = "of the executed notebooks; default: runs/, with other parameters a folder there"
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help=where)
+    parser.add_argument("--output", type=paths.path, metavar="FOLDER", help=where)
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     options = parser.parse_args(arguments)
     if options.keep and options.parameter:
@@ -101,14 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = names or sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
     if not names:
         parser.error(f"no notebooks in {paths.NOTEBOOKS}; run this in a checkout of the repository")
+    # The kernels run in notebooks/, where a relative path would be another one.
+    for name in ("DLCF_CACHE_DIR", "DLCF_DATA_DIR", OUTPUT):
+        if os.environ.get(name):
+            os.environ[name] = str(paths.path(os.environ[name]).resolve())
     try:
         chosen = choose_parameters(names, {n: _value(text) for n, text in options.parameter})
-    except ValueError as error:
+    except (ValueError, DataUnavailableError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     folders = {name: output_folder(name, chosen[name]) for name in names}
     executed_in = {n: options.output or (folders[n] if chosen[n] else paths.RUNS) for n in names}
     for number, name in enumerate(names, start=1):
-        print(f"[{number}/{len(names)}] {name} ...", end=" ", flush=True)
+        end = "\n" if sys.stderr.isatty() else " "  # a bar takes the next line
+        print(f"[{number}/{len(names)}] {name} ...", end=end, flush=True)
         executed = executed_in[name] / f"{name}.ipynb"
         seconds = run_notebook(name, chosen[name], executed)
         if options.keep and not chosen[name]:

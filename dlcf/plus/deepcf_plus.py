@@ -256,6 +256,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def untrained(self, seed: int = 0) -> DeepCFPlus:
         """A copy whose network has fresh initial parameters; features stay centred and scaled."""
+        self._check_fitted()
         model = copy.copy(self)
         model._start_network(seed)
         model.network.load_state_dict(dict(self.network.named_buffers()), strict=False)
@@ -275,6 +276,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         An absent user or movie is an unknown one, :func:`~dlcf.variants.shapley.cold_coalitions`.
         None until `fit`, by a validation frame, or :meth:`measure_faithfulness` measured it.
         """
+        self._check_fitted()
         return self._faithfulness
 
     def measure_faithfulness(self, pairs: pd.DataFrame) -> float | None:
@@ -321,6 +323,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         are not among the `history_size`. If `signed`, it is multiplied by the rating's deviation,
         which is what the attention averages.
         """
+        self._check_fitted()
         own = self._seen[users[0]].indices
         found = np.zeros((len(own), len(movies)))
         for context, rows, evidence, _, weights in self._read(users, movies, None):
@@ -399,6 +402,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
         float32 ``(n_users, n_movies)``, by the current `regularization` and `rating_weight`.
         """
+        self._check_fitted()
         data = self.data
         weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
         deviation = data.ratings - np.float32(self.context.mean)

@@ -24,6 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from dlcf.runtime import paths
 from dlcf.runtime.distributed import is_first
 from dlcf.runtime.paths import write_atomically
 
@@ -71,7 +72,7 @@ def checkpoints(
         inside is locked to the end of the block; the lock of a killed process is free.
     """
     with ExitStack() as locks:
-        token = _place.set(_Place(Path(folder), seconds, steps, locks))
+        token = _place.set(_Place(paths.path(folder), seconds, steps, locks))
         locks.callback(_place.reset, token)
         yield
 

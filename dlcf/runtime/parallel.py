@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TypeVar
 
 import torch
@@ -40,8 +41,25 @@ def map_in_processes(
     """
     workers = workers or os.cpu_count() or 1
     pool = Parallel(min(workers, len(items)) or 1, return_as="generator", max_nbytes=None)
-    results = pool(delayed(_on_one_thread)(function, item) for item in items)
+    with _sigint_ignored():
+        results = pool(delayed(_on_one_thread)(function, item) for item in items)
     return list(tqdm(results, total=len(items), desc=what, disable=None, leave=False))
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, of which each would say much: this one ends them.
+
+    Only the main thread can do so.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, before)
 
 
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:

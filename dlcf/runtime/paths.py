@@ -15,17 +15,8 @@ from uuid import uuid4
 
 from platformdirs import user_cache_path, user_data_path
 
-__all__ = [
-    "CACHE",
-    "DATA",
-    "FIGURES",
-    "NOTEBOOKS",
-    "RESULTS",
-    "ROOT",
-    "RUNS",
-    "write_atomically",
-    "write_json",
-]
+__all__ = ["CACHE", "DATA", "FIGURES", "NOTEBOOKS", "RESULTS", "ROOT", "RUNS"]
+__all__ += ["path", "write_atomically", "write_json"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _IN_CHECKOUT = (_CHECKOUT / "pyproject.toml").is_file()
@@ -37,23 +28,21 @@ RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
 DATA = ROOT / "data" if _IN_CHECKOUT else user_data_path("dlcf")
 _CACHE = ROOT / ".cache" if _IN_CHECKOUT else user_cache_path("dlcf")
-CACHE = Path(os.environ.get("DLCF_CACHE_DIR", _CACHE))
+CACHE = Path(os.path.expanduser(os.environ.get("DLCF_CACHE_DIR") or _CACHE))
+
+
+def path(given: str | Path) -> Path:
+    """What a user gave as a path: ``~`` is the home, and ValueError for no text at all."""
+    if not str(given).strip():
+        raise ValueError("a path is empty; name a folder or a file")
+    return Path(os.path.expanduser(given))
 
 
 def write_atomically(path: Path, *content: bytes | memoryview | str) -> Path:
     """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
 
-    Parameters
-    ----------
-    path
-        The file to write; its folder is made where it is missing.
-    content
-        Parts that follow each other; text is written as UTF-8.
-
-    Returns
-    -------
-    Path
-        `path` itself.
+    The folder is made where it is missing; parts of `content` follow each other, text as UTF-8.
+    Returns `path` itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")

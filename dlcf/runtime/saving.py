@@ -20,9 +20,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from dlcf.runtime import paths
 from dlcf.runtime.paths import write_atomically
 
-__all__ = ["DESCRIPTION", "read_folder", "write_folder"]
+__all__ = ["DESCRIPTION", "folder_for_model", "read_folder", "write_folder"]
 
 DESCRIPTION = "model.json"
 TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
@@ -45,10 +46,7 @@ def write_folder(
     ValueError
         The path is empty, or there is something that is no saved model: nothing is touched.
     """
-    if not str(folder) or str(folder) == ".":
-        raise ValueError(f"{str(folder)!r} is no folder for a model; name a new one")
-    folder = Path(folder).expanduser().resolve()
-    _refuse_what_is_no_model(folder)
+    folder = folder_for_model(folder)
     blob = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     text = json.dumps(description, ensure_ascii=False)
     digest = hashlib.sha256(blob).hexdigest()
@@ -79,7 +77,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     ValueError
         A file is damaged: it is not what was written.
     """
-    path = Path(folder).expanduser() / DESCRIPTION
+    path = paths.path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} holds no {DESCRIPTION}; name a saved model's folder"
@@ -87,7 +85,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     for attempt in range(TRIES):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if "model" not in content:
+            if not isinstance(content, dict) or "model" not in content:
                 raise ValueError("it is not of this version")
             _verify(json.dumps(content["model"], ensure_ascii=False), content["model sha256"])
             blob = (path.parent / content["tensors"]).read_bytes()
@@ -96,8 +94,8 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
         except (OSError, ValueError, KeyError, TypeError) as error:
             # Tensors are missing where another process has saved between the two reads.
             if not isinstance(error, FileNotFoundError) or attempt == TRIES - 1:
-                problem = f"{path.parent} holds a damaged model ({error})"
-                raise ValueError(f"{problem}; fit it and save it again") from None
+                problem = f"{path} is of no model, or of a damaged one ({error})"
+                raise ValueError(f"{problem}; fit the model and save it again") from None
     raise AssertionError("not reached")
 
 
@@ -107,7 +105,11 @@ def _verify(content: str | bytes, sha256: str) -> None:
         raise ValueError("a checksum is wrong")
 
 
-def _refuse_what_is_no_model(folder: Path) -> None:
+def folder_for_model(folder: str | Path) -> Path:
+    """The folder that :func:`write_folder` writes to; ValueError where it would refuse to."""
+    if str(folder) in ("", "."):  # the same as a Path
+        raise ValueError(f"{str(folder)!r} is no folder for a model; name a new one")
+    folder = paths.path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the model")
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -118,3 +120,4 @@ def _refuse_what_is_no_model(folder: Path) -> None:
             f"{folder} holds {others[0]}, which is no part of a saved model; name an empty folder "
             "or a new one"
         )
+    return folder

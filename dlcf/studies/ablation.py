@@ -168,7 +168,7 @@ def run_seed(dataset: str, cell: tuple[str, int]) -> dict[str, dict[str, float]]
     digests = "-".join(digest[:20] for digest in (code, fingerprint(ratings), fingerprint(movies)))
     path = paths.CACHE / "ablation" / digests / f"{how}-{seed}.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     parts = train_validation_test(ratings, how, validation_size=VALIDATION_SIZE, seed=seed)
     train, validation, _ = parts

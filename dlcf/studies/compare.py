@@ -123,7 +123,7 @@ def study(job: Job) -> dict[str, dict[str, Any]]:
                 content = table.to_csv(float_format="%.17g")
                 paths.write_atomically(folder / f"{name}-{index}.csv", content)
         paths.write_atomically(folder / "numbers.json", json.dumps(numbers))
-    numbers = json.loads((folder / "numbers.json").read_text())
+    numbers = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
     return {
         label: {"numbers": values}
         | {n: pd.read_csv(folder / f"{n}-{index}.csv", index_col="userId") for n in TABLES}

@@ -46,12 +46,18 @@ def options(
     if models:
         parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
-    parser.add_argument("--output", type=Path, default=paths.RESULTS / output)
+    parser.add_argument("--output", type=paths.path, default=paths.RESULTS / output)
     given = parser.parse_args(arguments)
+    if min(given.seeds) < 0:
+        parser.error(f"--seeds holds {min(given.seeds)}; give 0 or more")
     whole = given.output.resolve() == parser.get_default("output").resolve()
     for name, value in vars(given).items():
         if whole and name not in ("workers", "output") and value != parser.get_default(name):
             parser.error(f"with --{name}, give another --output: {output} is of the whole study")
+    try:
+        load_ratings(given.dataset)  # once: the processes find it where it then is
+    except ValueError as error:
+        parser.error(str(error))
     return given
 
 

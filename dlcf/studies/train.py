@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from dlcf.metrics import rmse
 from dlcf.registry import available, make
 from dlcf.runtime.checkpoints import checkpoints
 from dlcf.runtime.distributed import is_first, process_group
+from dlcf.runtime.paths import path
+from dlcf.runtime.saving import folder_for_model
 from dlcf.splits import SPLITS, split
 from dlcf.studies.results import DATASET
 from dlcf.training import pick_device
@@ -31,14 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="random", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", type=_setting)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the fitted model")
-    parser.add_argument("--checkpoints", type=Path, help="folder that the run goes on from")
+    parser.add_argument("--output", type=path, required=True, help="folder of the fitted model")
+    parser.add_argument("--checkpoints", type=path, help="folder that the run goes on from")
     given = parser.parse_args(arguments)
     folder = given.checkpoints or given.output.with_name(given.output.name + "-checkpoints")
     if folder.resolve() == given.output.resolve():
         parser.error(f"--output and --checkpoints are both {folder}; give each a folder of its own")
     torch.set_num_threads(default_threads())
     try:
+        folder_for_model(given.output)
         model = make(given.model, **{"seed": given.seed, **dict(given.set)})
         pick_device(getattr(model, "device", "cpu"))
         ratings, movies = load_ratings(given.dataset), load_movies(given.dataset)
@@ -46,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     with process_group(), checkpoints(folder):
+        if is_first():
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("dlcf").setLevel(logging.INFO)
         model.fit(train, movies=movies)
         if is_first():
             print(f"test RMSE {rmse(test['rating'], model.predict(test)):.4f}")

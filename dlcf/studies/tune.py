@@ -24,6 +24,7 @@ from dlcf.registry import available, make
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import train_validation_test
+from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import DATASET, SPLITS
 
 __all__ = ["RECORD", "SEED", "main", "run_trial"]
@@ -44,7 +45,7 @@ def run_trial(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, floa
     found = {}
     for how in SPLITS:
         train, validation, _ = train_validation_test(ratings, how, seed=SEED)
-        fitted = make(model, **{"seed": 0, **config}).fit(train, movies=movies)
+        fitted = fit_cached(model, train, movies=movies, **{"seed": 0, **config})
         total = per_user_errors(fitted, validation).sum()
         found[how] = {
             "rmse": round(float((total["squared"] / total["ratings"]) ** 0.5), 5),
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--try", dest="new", type=json.loads, action="append", default=[])
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
     given = parser.parse_args(arguments)
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    record = json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}
     known = {m: [t["config"] for t in record.get(m, {}).get("trials", [])] for m in given.models}
     plan = {model: given.new or known[model] for model in given.models}
     for model, configs in plan.items():
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 make(model, **config)
         except (TypeError, ValueError) as error:
             parser.error(str(error))
+    load_ratings(DATASET)  # once: the processes find it where it then is
     for model, configs in plan.items():
         measured = map_in_processes(partial(run_trial, model), configs, given.workers, model)
         entry = record.setdefault(model, {"trials": []})

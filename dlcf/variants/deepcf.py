@@ -87,6 +87,7 @@ class ExplainedDeepCF(DeepCF):
         or the weights or shares are all alike. `dlcf.explain.faithfulness` measures it on other
         pairs, with an interval.
         """
+        self._check_fitted()
         return self._faithfulness[self.weights]
 
     def coalition_values(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
@@ -108,7 +109,6 @@ class ExplainedDeepCF(DeepCF):
 
     def embedded_pairs(self, pairs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the pairs' users and movies; ValueError where one has no embedding."""
-        self._check_fitted()
         users, known_user, movies, known_movie = self.positions(pairs)
         for column, known in (("userId", known_user), ("movieId", known_movie)):
             if not known.all():
@@ -121,6 +121,7 @@ class ExplainedDeepCF(DeepCF):
 
     def untrained(self, seed: int = 0) -> ExplainedDeepCF:
         """A copy whose network has fresh initial parameters; all else is the same."""
+        self._check_fitted()
         model = copy.copy(self)
         model.network = copy.deepcopy(self.network)
         with seeded(seed, self.torch_device()):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import socket
+import stat
 import subprocess
 import threading
 import zipfile
@@ -102,8 +105,34 @@ def test_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_folder_without_ratings(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds none of ratings\.csv, ratings\.dat"):
-        data.load_ratings(tmp_path)
+    for load in (data.load_ratings, data.is_available):
+        with pytest.raises(ValueError, match=r"holds none of ratings\.csv, ratings\.dat"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_is_not_the_working_directory(
+    empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_with(tmp_path, ratings_csv=CSV)
+    monkeypatch.chdir(tmp_path)
+    assert len(data.load_ratings(".")) == 3
+    for load in (data.load_ratings, data.load_movies, data.is_available, data.resolve_dataset):
+        with pytest.raises(ValueError, match="a path is empty"):
+            load(empty)
+
+
+def test_the_users_home_is_meant_by_a_tilde(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder_with(tmp_path / "mine", ratings_csv=CSV)
+    for name in ("~/mine", Path("~/mine")):
+        assert data.is_available(name) and len(data.load_ratings(name)) == 3
+    put(small, tmp_path / "archives")
+    assert len(data.load_ratings(data_dir="~/archives")) == 3
+    monkeypatch.setenv("DLCF_DATA_DIR", "~/archives")
+    assert len(data.load_ratings()) == 3
 
 
 def test_lookup_order(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +229,17 @@ def test_download_verifies_and_keeps_the_archive(small: Path, site: dict[str, An
     assert [file.name for file in paths.DATA.iterdir()] == [small.name]
 
 
+def test_downloads_have_the_users_permissions(small: Path, site: dict[str, Any]) -> None:
+    content = small.read_bytes()
+    site["answers"][small.name] = [(content, len(content))]
+    before = os.umask(0o027)
+    try:
+        data.load_ratings()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((paths.DATA / small.name).stat().st_mode) == 0o640
+
+
 def test_download_goes_to_the_folder_named(
     small: Path, site: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,10 +326,24 @@ def test_nothing_reachable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(data.DataUnavailableError, match="ERROR: No matching distribution"):
         data.load_ratings("ml-100k")
     assert capsys.readouterr().out == ""
-    assert data.resolve_dataset("ml-latest-small") == "ml-100k"
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1
-    assert "running on ml-100k instead" in printed
+    with pytest.raises(data.DataUnavailableError, match=r"ml-100k is in none of .* No matching"):
+        data.resolve_dataset("ml-latest-small")
+
+
+def test_the_reason_is_the_first_one_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what `requests` and `urllib3` wrap it in, which was cut off before it came to it."""
+
+    def no_name(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    monkeypatch.setattr(archives, "GROUPLENS", "https://files.grouplens.org/datasets/movielens/")
+    with pytest.raises(data.DataUnavailableError) as caught:
+        data.load_ratings()
+    said = str(caught.value)
+    assert "ml-latest-small.zip: [Errno -2] Name or service not known): put" in said
+    assert "\n" not in said and "Max retries" not in said
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
 # ------------------------------------------------------------------------------- package index
@@ -316,6 +370,15 @@ def wheel(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(archives, "RECBOLE_SHA256", hashlib.sha256(content).hexdigest())
     return calls
+
+
+def test_ml_100k_stands_in_once_it_is_here(
+    wheel: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.resolve_dataset("ml-latest-small") == "ml-100k"
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "running on ml-100k instead" in printed
+    assert data.is_available("ml-100k")
 
 
 def test_ml_100k_comes_from_the_package_index_at_last(wheel: list[list[str]]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from toy_models import TINY
 import dlcf
 from dlcf.models.base import Recommender
 from dlcf.registry import available, load_model, make
+from dlcf.runtime.saving import read_folder, write_folder
 
 
 def state(model: Recommender, ratings: pd.DataFrame) -> list[Any]:
@@ -171,6 +174,73 @@ def test_a_movie_that_comes_twice_is_refused(
         ValueError, match=r"movies frame, row \d+: duplicate movieId 2, which row 0"
     ):
         make("popular").fit(toy_ratings, movies=twice)
+
+
+# What `fit` itself calls, or what makes a model.
+OF_FITTING = {"build_network", "fit", "hidden_ratings", "prepare", "restore", "train_on"}
+OF_FITTING |= {"config", "explanation_method", "hyper_parameters", "training_config"}
+ASKED: dict[str, Any] = {
+    "pairs": pd.DataFrame({"userId": [1], "movieId": [1]}),
+    "user_ids": [1],
+    "user_id": 1,
+    "movie_id": 1,
+    "changes": {1: 2.0},
+    "which": "last",
+    "folder": "never-made",
+    "user": 0,
+    "users": np.array([0]),
+    "movies": np.array([0]),
+    "rows": np.array([0]),
+}
+
+
+@pytest.mark.parametrize("name", available())
+def test_an_unfitted_model_says_so(name: str) -> None:
+    model = make(name)
+    asked = 0
+    for member in dir(model):
+        found = inspect.getattr_static(type(model), member, None)
+        if member.startswith("_") or member in OF_FITTING or inspect.isclass(found):
+            continue
+        if callable(found):
+            needed = list(inspect.signature(found).parameters.values())[1:]
+            given = [ASKED[p.name] for p in needed if p.default is p.empty]
+            call = partial(getattr(model, member), *given)
+        elif isinstance(found, (property, cached_property)):
+            call = partial(getattr, model, member)
+        else:
+            continue
+        # A model that never can says that; no other error, and one line.
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        said = str(caught.value)
+        if not isinstance(caught.value, NotImplementedError):
+            assert said == f"this {name} model is not fitted yet; call fit(train) first", member
+        asked += 1
+    assert asked > 8
+
+
+@pytest.mark.parametrize("name", ["bias", "mf", "deepcf", "deepcf-plus", "ease", "item-knn"])
+def test_a_model_that_lacks_something_is_refused(
+    name: str, toy_ratings: pd.DataFrame, tmp_path: Path
+) -> None:
+    """As one that another version saved, whose checksums are right."""
+    model = make(name, **TINY.get(name, {})).fit(toy_ratings)
+    arrays, description = read_folder(model.save(tmp_path / "m"))
+    without: list[tuple[dict[str, Any], Any]] = [
+        ({k: v for k, v in arrays.items() if k != lost}, description)
+        for lost in arrays
+        if not lost.endswith("num_batches_tracked")  # torch does without
+    ]
+    without += [(arrays, {k: v for k, v in description.items() if k != n}) for n in description]
+    without += [(arrays, {**description, "name": "foo"}), (arrays, {**description, "name": [1]})]
+    without += [(arrays, {**description, "config": {"foo": 1}}), (arrays, [1]), (arrays, "text")]
+    for content in without:
+        folder = write_folder(tmp_path / "other", *content)
+        with pytest.raises(ValueError, match="fit the model and save it again") as caught:
+            load_model(folder)
+        assert str(caught.value).startswith(f"{folder / 'model.json'} does not suit")
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_network_goes_to_the_device_that_is_asked_for(

@@ -424,7 +424,7 @@ def test_a_model_of_another_format_is_refused(
 ) -> None:
     arrays, description = read_folder(fitted["bias"].save(tmp_path / "m"))
     folder = write_folder(tmp_path / "other", arrays, {**description, "format": 99})
-    with pytest.raises(ValueError, match="format 99"):
+    with pytest.raises(ValueError, match="format is 99"):
         load_model(folder)
 
 

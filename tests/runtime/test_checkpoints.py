@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from dlcf.fast import disabled
 from dlcf.models.base import Recommender
 from dlcf.registry import fit_together, load_model, make
 from dlcf.runtime.checkpoints import KEPT, Checkpoint, checkpoints
@@ -198,6 +199,77 @@ def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with checkpoints(tmp_path):
         Checkpoint(torch.nn.Identity(), [], 0).save({"step": 1})
     assert events == ["sync", ".00000001.pt.X.part -> 00000001.pt"]
+
+
+def test_a_folder_is_named_as_anywhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with checkpoints("~/kept"):
+        assert Checkpoint(torch.nn.Identity(), [], 0).folder.parent == tmp_path / "kept"
+    with pytest.raises(ValueError, match="a path is empty"), checkpoints(""):
+        pass
+
+
+def interrupted(name: str, ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that is cut off at its second checkpoint."""
+    save, saves = Checkpoint.save, 0
+
+    def save_and_stop(self: Checkpoint, state: Any) -> None:
+        nonlocal saves
+        save(self, state)
+        saves += 1
+        if saves == 2:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Checkpoint, "save", save_and_stop)
+        make(name, seed=0, **SETTINGS[name]).fit(ratings)
+
+
+@pytest.mark.parametrize("name", ["mf", "deepcf", "svdpp"])
+def test_another_way_to_compute_does_not_go_on_from_it(
+    name: str, toy_ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fast steps left is none of the plain one's, and the other way round."""
+    fast = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    with disabled():
+        plain = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    with checkpoints(tmp_path):
+        interrupted(name, toy_ratings, monkeypatch)
+        with disabled():
+            found = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+        assert predictions(found, toy_ratings) == predictions(plain, toy_ratings)
+        found = make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+        assert predictions(found, toy_ratings) == predictions(fast, toy_ratings)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("change", ["renamed", "lost", "other"])
+def test_a_checkpoint_of_other_code_says_what_to_do(
+    name: str,
+    change: str,
+    toy_ratings: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with checkpoints(tmp_path):
+        interrupted(name, toy_ratings, monkeypatch)
+        load = Checkpoint.load
+
+        def load_other(self: Checkpoint) -> Any:
+            state = load(self)
+            step = {"lost": {}, "other": {"embeddings": torch.zeros(3)}}.get(change)
+            state["step"] = (
+                step if step is not None else {f"_{k}": v for k, v in state["step"].items()}
+            )
+            return state
+
+        monkeypatch.setattr(Checkpoint, "load", load_other)
+        with pytest.raises(ValueError, match="is of another version of this code") as caught:
+            make(name, seed=0, **SETTINGS[name]).fit(toy_ratings)
+    said = str(caught.value)
+    assert said.startswith(str(tmp_path)) and "; delete it, or" in said and "\n" not in said
 
 
 def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_an_empty_path_is_refused(empty: str, tmp_path: Path, monkeypatch: Any) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_holds_no_model(empty: str, tmp_path: Path, monkeypatch: Any) -> None:
+    written(1.0, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="a path is empty"):
+        read_folder(empty)
+
+
 def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     written(1.0, tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
@@ -116,9 +124,23 @@ def test_one_flipped_bit_is_an_error(name: str, tmp_path: Path) -> None:
         assert np.array_equal(found["weights"], np.full(50, 1.0))
 
 
-def test_a_folder_of_an_earlier_version_says_so(tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text('{"format": 1, "name": "bias"}')
-    with pytest.raises(ValueError, match="not of this version"):
+FOREIGN = ("", "no JSON", "{", "[1]", "7", "null", '"model"', "\0", "{}", '{"model": 1}')
+EARLIER = '{"format": 1, "name": "bias"}'
+
+
+@pytest.mark.parametrize("content", [*FOREIGN, EARLIER])
+def test_what_is_no_model_of_ours_says_so(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="fit the model and save it again") as caught:
+        read_folder(tmp_path)
+    assert str(caught.value).startswith(f"{path} is of no model") and caught.value.__cause__ is None
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_no_text_says_so(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"model\.json is of no model"):
         read_folder(tmp_path)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from dlcf.registry import load_model, make
+from dlcf.runtime.paths import ROOT
 from dlcf.splits import split
 from dlcf.studies import train
 
@@ -49,6 +56,77 @@ def test_checkpoints_need_a_folder_of_their_own(
         train.main(["mf", "--output", same[0], "--checkpoints", same[1]])
     assert end.value.code == 2 and not list(tmp_path.iterdir())
     assert "give each a folder of its own" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_paths_may_begin_with_a_tilde_and_are_never_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train.main(["mf", "--output", "~/m", "--checkpoints", "~/c", "--set", "epochs=1"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "c"}
+    capsys.readouterr()
+    for option in ("--output", "--checkpoints"):
+        with pytest.raises(SystemExit) as end:
+            train.main(["mf", "--output", str(tmp_path / "n"), option, ""])
+        assert end.value.code == 2
+        assert f"argument {option}: invalid path" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_take_the_model_is_refused_before_it_is_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit) as end:
+        train.main(["mf", "--output", str(tmp_path)])
+    assert end.value.code == 2 and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert "holds notes.txt" in capsys.readouterr().err.splitlines()[-1]
+
+
+def started(folder: Path, toy: pd.DataFrame, movies: pd.DataFrame, epochs: int) -> Any:
+    """``dlcf train`` in a process of its own, away from any terminal."""
+    source = folder / "data"
+    source.mkdir(exist_ok=True)
+    toy.to_csv(source / "ratings.csv", index=False)
+    genres = movies["genres"].str.join("|")
+    movies.assign(genres=genres).to_csv(source / "movies.csv", index=False)
+    command = [sys.executable, "-m", "dlcf", "train", "deepcf", "--dataset", str(source)]
+    command += ["--output", str(folder / "m"), "--set", f"epochs={epochs}"]
+    command += ["--set", "hidden=(8,)", "--set", "dropout=(0.1,)", "--set", "batch_size=256"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_away_from_a_terminal_each_epoch_is_a_line_and_ctrl_c_is_one(
+    tmp_path: Path, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    epochs = 60
+    first = started(tmp_path, toy_ratings, toy_movies, epochs)
+    lines = [first.stderr.readline() for _ in range(3)]
+    losses = r"train loss \d\.\d{4}, validation loss \d\.\d{4}"
+    for epoch, line in enumerate(lines, 1):
+        assert re.fullmatch(rf"epoch {epoch} of {epochs}: {losses}, \d+\.\d s\n", line)
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=60)
+    assert (first.returncode, out) == (130, "")
+    *more, _, last = err.splitlines()
+    assert last == "dlcf train: interrupted; the same command goes on from there"
+    assert all(line.startswith("epoch ") for line in more)
+
+    second = started(tmp_path, toy_ratings, toy_movies, epochs)
+    out, err = second.communicate(timeout=600)
+    assert second.returncode == 0 and "test RMSE" in out
+    head, *rest = err.splitlines()
+    done = re.fullmatch(rf"from a checkpoint: (\d+) of {epochs} epochs are done", head)
+    assert done and 3 <= int(done[1]) < epochs and rest[-1].startswith(f"epoch {epochs} of")
+    assert len(rest) == epochs - int(done[1])
+
+
+def test_a_fit_says_nothing_by_itself(
+    toy_ratings: pd.DataFrame, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make("mf", epochs=2, seed=0).fit(toy_ratings)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_is_fitted_and_saved(
