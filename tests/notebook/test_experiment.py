@@ -113,7 +113,7 @@ def study(checkout: Path) -> Path:
         ("MODELS", "1", "toy: MODELS is 1; give 2 or more"),
         ("USERS", "0", "toy: USERS is 0; give 1 or more"),
         ("SPLIT", "foo", "toy: SPLIT is 'foo'; give one of random, user-temporal, "),
-        ("DATASET", "nope", "toy: DATASET is 'nope'; give a folder or one of ml-latest-small, "),
+        ("DATASET", "nope", "toy: DATASET: unknown data set 'nope'; use one of ml-latest-small, "),
         ("DATASET", "7", "toy: DATASET is 7; give str"),
     ],
 )
