@@ -123,61 +123,73 @@ def genres(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure:
-    """Train and validation RMSE by epoch, one panel a model, the best epoch marked."""
+def learning_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
+    """Train and validation RMSE by epoch, one panel a model, one line a seed.
+
+    Of the first seed the best epoch is marked, and where the learning rate changed.
+    """
     width = PAGE if len(histories) > 1 else COLUMN + 1
     figure, axes = _panels(len(histories), 2.7, width, sharey=True)
-    for axis, (name, history) in zip(axes, histories.items(), strict=True):
-        epochs = np.arange(1, len(history.train_loss) + 1)
-        train, validation = np.sqrt(history.train_loss), np.sqrt(history.validation_loss)
-        axis.plot(epochs, train, "o-", markersize=3, color=BLUE, label="train")
-        axis.plot(epochs, validation, "s--", markersize=3, color=ORANGE, label="validation")
-        best = history.best_epoch
-        axis.plot(best, validation[best - 1], "*", markersize=11, color="black", label="best epoch")
+    for axis, (name, (first, *others)) in zip(axes, histories.items(), strict=True):
+        epochs = np.arange(1, len(first.train_loss) + 1)
+        for side, style, color in (("train", "o-", BLUE), ("validation", "s--", ORANGE)):
+            for history in others:
+                axis.plot(epochs, np.sqrt(getattr(history, f"{side}_loss")), color=color, alpha=0.3)
+            losses = np.sqrt(getattr(first, f"{side}_loss"))
+            axis.plot(epochs, losses, style, markersize=3, color=color, label=side)
+        best = first.best_epoch
+        axis.plot(best, losses[best - 1], "*", markersize=9, color="black", label="best epoch")
+        for step in np.flatnonzero(np.diff(first.learning_rate)) + 1.5:
+            axis.axvline(step, color=GREY, linestyle=":", label="learning rate changed")
         axis.set(xlabel="epoch", title=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend()
     axes[0].set_ylabel("RMSE (stars)")
-    if title:
-        figure.suptitle(title)
+    drawn = [axis.get_legend_handles_labels() for axis in axes]
+    entries = {k: v for handles, labels in drawn for k, v in zip(labels, handles, strict=True)}
+    axes[-1].legend(entries.values(), entries, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def factor_map(points: pd.DataFrame) -> Figure:
-    """Movies on two directions of factor space: ``x``, ``y``, ``title`` and bool ``label``."""
-    figure, axis = plt.subplots(figsize=(PAGE, 4.4))
+def factor_map(points: pd.DataFrame, labels: tuple[str, str]) -> Figure:
+    """Movies on two directions of factor space; `labels` say what the axes mean.
+
+    `points` has ``x``, ``y``, ``title``, the most rated first; those have titles that have room.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 4.6))
     axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
-    named = points[points["label"]]
-    axis.scatter(named["x"], named["y"], s=14, color=BLUE)
-    spread, line = np.ptp(points["x"]), 0.035 * np.ptp(points["y"])
-    written: list[tuple[float, float]] = []
-    named = named.sort_values("y")
-    for x, y, title in named[["x", "y", "title"]].itertuples(index=False, name=None):
-        # A title moves up where it would be written over one below it.
-        below = [height for left, height in written if abs(left - x) < 0.3 * spread]
-        height = max([y, *(level + line for level in below)])
-        written.append((x, height))
-        axis.text(x + 0.008 * spread, height + 0.3 * line, title, size=7)
-    axis.set(xlabel="first principal direction", ylabel="second principal direction")
-    axis.margins(x=0.12)
+    letter, line = np.ptp(points["x"]) / 100, np.ptp(points["y"]) / 15
+    written: list[tuple[float, float, float]] = []
+    for x, y, title in points[["x", "y", "title"]].itertuples(index=False, name=None):
+        title = _shorten(title.split(" (")[0], 28)
+        half = letter * len(title) / 2
+        if all(abs(x - u) > half + other or abs(y - v) > line for u, v, other in written):
+            written.append((x, y, half))
+            axis.plot(x, y, "o", markersize=4, color=BLUE)
+            style: Style = {"textcoords": "offset points", "ha": "center", "size": 7}
+            axis.annotate(title, (x, y), (0, 4), **style)
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    axis.margins(x=0.08)
     return figure
 
 
-def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
-    """The network as a row of boxes, each with a title and a detail, input first."""
-    figure, axis = plt.subplots(figsize=(PAGE, 1.9))
-    width, gap = 1.0, 0.28
-    for index, (title, detail) in enumerate(layers):
-        left = index * (width + gap)
-        style = {"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": BLUE}
-        axis.add_patch(mpl.patches.FancyBboxPatch((left, 0), width, 1, **style))
-        axis.text(left + width / 2, 0.72, title, ha="center", va="center", weight="bold", size=7)
-        axis.text(left + width / 2, 0.33, detail, ha="center", va="center", size=6.5)
-        if index:
-            arrow = {"arrowstyle": "->", "color": "black"}
-            axis.annotate("", (left - 0.02, 0.5), (left - gap + 0.02, 0.5), arrowprops=arrow)
-    axis.set(xlim=(-0.05, len(layers) * (width + gap) - gap + 0.05), ylim=(-0.1, 1.1))
+def diagram(boxes: Mapping[str, tuple[float, float, str]], arrows: str) -> Figure:
+    """A network as boxes, each with its place and its text.
+
+    `arrows` is words such as ``"a>b"``: from the box `a` to the box `b`. Boxes whose name begins
+    with ``attention`` are of another colour.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 2.5))
     axis.axis("off")
+    drawn, style = {}, {"ha": "center", "va": "center", "size": 6.5}
+    for name, (x, y, text) in boxes.items():
+        color = ORANGE if name.startswith("attention") else BLUE
+        frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color}
+        drawn[name] = axis.text(x, y, text, bbox=frame, **style)
+    for start, end in (word.split(">") for word in arrows.split()):
+        ends = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+        arrow = {"arrowstyle": "->", "color": "black", **ends}
+        axis.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=arrow)
+    axis.set_xlim(-0.5, max(x for x, _, _ in boxes.values()) + 0.5)
     return figure
 
 
