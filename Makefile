@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint figures notebooks bench compare ablation lock clean
+.PHONY: help setup run test lint figures notebooks bench compare ablation replication components lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -59,6 +59,12 @@ compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.
 
 ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
 	$(BIN)/dlcf ablation
+
+replication: setup  ## the paper's network by every reading of the paper: results/replication.json
+	$(BIN)/dlcf replication
+
+components: setup  ## what each part of the paper's network is worth: results/components.json
+	$(BIN)/dlcf components
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \
