@@ -37,6 +37,14 @@ READINGS: dict[str, dict[str, Any]] = {
 NEAR = 0.02
 LISTS = ["precision@10", "recall@10", "F@10"]
 CHOSEN_BEFORE = ["reading", "split", "epoch"]  # what comes with the predictions
+# What most would choose; the threshold is left open.
+USUAL = {
+    "reading": DESCRIBED,
+    "rounding": "none",
+    "users": "with a relevant movie",
+    "precision divides by": "list length",
+    "gain": "rating",
+}
 
 
 def measure(fitted: Fitted) -> pd.DataFrame:
@@ -56,7 +64,8 @@ def summarise(by_fit: Mapping[tuple[str, str, int], pd.DataFrame]) -> dict[str, 
     seeds, and ``one run``, the bounds within which a single further run of the same kind is
     expected (95%, Student's t). ``protocols``: how many there are and are near the paper, those
     ``nearest`` by mean distance over the seeds, and ``effects`` of each choice on the first of
-    them. ``cloud``: columns of mean precision and recall of the network as described.
+    them. ``usual``: split -> epoch -> threshold -> metric as ``[mean, low, high]``, all else as in
+    `USUAL`. ``cloud``: columns of mean precision and recall of the network as described.
     """
     seeds = sorted({seed for _, _, seed in by_fit})
     cells = list(dict.fromkeys(key[:2] for key in by_fit))
@@ -91,7 +100,14 @@ def summarise(by_fit: Mapping[tuple[str, str, int], pd.DataFrame]) -> dict[str, 
         "nearest": nearest,
         "effects": [_rounded(row) for row in moves.to_dict("records")],
     }
-    return {"readings": _errors(tables, cells), "protocols": found, "cloud": _cloud(mean)}
+    usual: dict[str, Any] = {}
+    for row in np.flatnonzero((mean[list(USUAL)] == pd.Series(USUAL)).all(axis=1)):
+        how, which, threshold = map(str, mean.loc[row, ["split", "epoch", "threshold"]])
+        intervals = map(interval_over_seeds, values[:, row].T.tolist())
+        by_threshold = usual.setdefault(how, {}).setdefault(which, {})
+        by_threshold[threshold] = dict(zip(PAPER, intervals, strict=True))
+    errors = _errors(tables, cells)
+    return {"readings": errors, "protocols": found, "usual": usual, "cloud": _cloud(mean)}
 
 
 def load_replication(path: Path | None = None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from scipy import stats
 from dlcf.analysis.statistics import mean_interval
 from dlcf.metrics import rmse
 from dlcf.paper import components, replication
-from dlcf.paper.fits import Fit, fit_all
-from dlcf.paper.replication import error_table, load_replication, measure, summarise
-from dlcf.studies.replication import CHOICES, PAPER, distance
+from dlcf.paper.fits import Fit, Fitted, fit_all
+from dlcf.paper.replication import USUAL, error_table, load_replication, measure, summarise
+from dlcf.studies.replication import CHOICES, PAPER, distance, protocol_table
 
 SMALL = {"epochs": 2, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)}
 N_PROTOCOLS = int(np.prod([len(values) for values in CHOICES.values()]))
@@ -23,6 +23,12 @@ READINGS: dict[str, dict[str, Any]] = {
     "as described": {"settings": SMALL},
     "no attention": {"settings": {**SMALL, "attention": "none"}},
 }
+
+
+def evaluate_lists(fitted: Fitted, which: str) -> pd.Series:
+    table = protocol_table(fitted.test.assign(predicted=fitted.predicted[which]))
+    usual = {**{n: v for n, v in USUAL.items() if n != "reading"}, "threshold": 4.0}
+    return table[(table[list(usual)] == pd.Series(usual)).all(axis=1)].iloc[0]
 
 
 @pytest.fixture
@@ -49,6 +55,12 @@ def test_errors_hold_intervals_of_the_mean_and_of_one_run(
     assert best["one run"]["RMSE"] == pytest.approx(
         [expected.mean - half, expected.mean + half], abs=3e-5
     )
+    usual = found["usual"]["random"]["best"]
+    assert list(usual) == ["3.0", "3.5", "4.0", "4.5"]
+    assert usual["3.5"]["RMSE"] == best["RMSE"]
+    lists = [evaluate_lists(one, "best") for one in kept]
+    expected = mean_interval([each["precision@10"] for each in lists])
+    assert usual["4.0"]["precision@10"][0] == pytest.approx(expected.mean, abs=1e-5)
     table = error_table(found, "random")
     assert table.loc["as described, best epoch", "mean"] == best["RMSE"][0]
     assert (table["least"] < table["low"]).all() and (table["high"] < table["most"]).all()
