@@ -85,6 +85,8 @@ def long_tail(ratings: pd.DataFrame) -> Figure:
         counts = ratings[column].value_counts().to_numpy()
         axis.loglog(np.arange(1, len(counts) + 1), counts, color=color)
         axis.set(xlabel=f"{unit}, most ratings first (rank)", ylabel="ratings")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         n_half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
         axis.axvline(n_half, color="black", linestyle="--")
         axis.set_title(f"{n_half:,} of {len(counts):,} {unit} hold half of the ratings")
@@ -98,13 +100,11 @@ def activity_over_time(ratings: pd.DataFrame) -> Figure:
     left.bar(year.index, year / 1000, color=BLUE)
     left.set(xlabel="year", ylabel="ratings (thousands)", title="Ratings a year")
     span = ratings.groupby("userId")["timestamp"].agg(lambda t: t.max() - t.min()) / 86400
-    grid = np.concatenate([[0.01], np.logspace(-1.9, np.log10(span.max()), 200)])
-    right.plot(grid, [100 * float((span <= days).mean()) for days in grid], color=ORANGE)
-    right.set_xscale("log")
-    right.axvline(1, color="black", linestyle="--", label="one day")
-    right.set(xlabel="first to last rating (days)", ylabel="users (%)", title="Users come and go")
-    right.set_ylim(0, 100)
-    right.legend()
+    right.plot(np.sort(span), 100 * np.arange(1, len(span) + 1) / len(span), color=ORANGE)
+    right.set(xscale="log", ylim=(0, 100), title="How long users stay", ylabel="users (%)")
+    right.set_xticks([1 / 24, 1, 30, 3650], ["1 hour", "1 day", "1 month", "10 years"])
+    right.set_xlabel("time from first to last rating")
+    right.minorticks_off()
     return figure
 
 
@@ -119,7 +119,7 @@ def genres(table: pd.DataFrame) -> Figure:
     left.barh(table.index, 100 * table["share"], color=BLUE)
     left.set(xlabel="ratings with this genre (%)")
     right.errorbar(table["mean"], table.index, xerr=1.96 * table["error"], fmt="o", color=ORANGE)
-    right.set(xlabel="mean rating (stars, 95% interval)")
+    right.set(xlabel="mean rating (stars)")
     return figure
 
 
@@ -268,12 +268,11 @@ def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: 
     return figure
 
 
-def curves(
-    tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str, log_x: bool = False
-) -> Figure:
-    """Lines with bands, one panel a table.
+def curves(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str = "") -> Figure:
+    """Lines with bands, one panel a table, over a logarithmic axis.
 
-    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
+    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``, and
+    ``bin`` where places have names; without a `y_label` the titles say what is shown.
     """
     figure, axes = _panels(len(tables), 3.0)
     markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
@@ -283,10 +282,24 @@ def curves(
             axis.plot(line["x"], line["mean"], label=model, markersize=3.5, linewidth=1, **style)
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             axis.fill_between(line["x"], line["low"], line["high"], **band)
-        axis.set(xlabel=x_label, title=SPLIT_NAMES.get(title, title))
-        if log_x:
-            axis.set_xscale("log")
-    axes[0].set_ylabel(y_label)
+        axis.set(xlabel=x_label, xscale="log", ylabel=y_label or title)
+        ticks = {x: str(x) for x in (1, 2, 5, 10, 20, 50)}
+        if "bin" in table:
+            ticks = dict(zip(table["x"], table["bin"], strict=True))
+        axis.set_xticks(list(ticks), list(ticks.values()), rotation=45 if "bin" in table else 0)
+        axis.minorticks_off()
+        axis.set_title(SPLIT_NAMES.get(title, title) if y_label else "")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def genre_shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Shares of genres, one panel a table: index genre, a column and a bar for each source."""
+    figure, axes = _panels(len(tables), 3.6, sharex=True, sharey=True)
+    colors = [GREY, ORANGE, BLUE, GREEN]
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        (100 * table[::-1]).plot.barh(ax=axis, width=0.8, color=colors, legend=False)
+        axis.set(xlabel="movies (%)", ylabel="", title=title)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -344,7 +357,7 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 
 def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -> Figure:
-    """How many times faster than the plain way, and what time and memory cost by size.
+    """How many times as fast as a reference, from 1, and what time and memory cost by size.
 
     The tables are :func:`~dlcf.notebook.bench_tables.ratio_table`, `size_table` and
     `vocabulary_table`.
@@ -354,13 +367,11 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
     figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=(2, 1, 1))
     place = np.arange(len(ratios))[::-1]
     left = axes["R"]
-    left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
-    left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")
-    left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
+    left.barh(place, ratios["ratio"] - 1, left=1, color=BLUE, height=0.6)
+    left.set(xscale="log", xlabel="times as fast as the reference", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
-    left.axvline(1, color=GREY, linestyle="--")
-    above = {"loc": "lower center", "ncols": 2, "frameon": False}
-    left.legend(bbox_to_anchor=(0.4, 1.0), **above)
+    left.axvline(1, color="black", linewidth=0.8)
+    left.xaxis.set_major_formatter("{x:g}")
     colors = {"deepcf": BLUE, "mf": ORANGE}
     for panel, column, unit, label in (
         ("E", "fit_s", 1.0, "one epoch (s)"),
@@ -375,6 +386,7 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
             style = {"marker": "o", "color": colors[str(model)], "label": f"{model}, {how}"}
             axes["S"].plot(rows["rows"], rows[column], line, **style)
     axes["S"].set(xlabel="users and movies", ylabel="one step (ms)")
+    above: Style = {"loc": "lower center", "ncols": 2, "frameon": False}
     axes["S"].legend(fontsize="small", bbox_to_anchor=(0.45, 1.0), **above)
     for panel in "EMS":
         axes[panel].set(xscale="log", yscale="log")

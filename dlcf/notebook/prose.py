@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dlcf prose", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if numbers drifted")
     check = parser.parse_args(arguments).check
-    drifted = [path for path in _pages() if _refresh(path, write=not check)]
+    try:
+        drifted = [path for path in _pages() if _refresh(path, write=not check)]
+    except ValueError as error:
+        parser.error(str(error))
     for path in drifted:
         print(f"{path.name}: {'numbers differ from results/' if check else 'refreshed'}")
     return int(check and bool(drifted))

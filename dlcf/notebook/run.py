@@ -43,14 +43,14 @@ def keep_outputs(executed: Path) -> None:
     """Put an executed notebook in place of the one in `notebooks/`, less what changes by itself.
 
     Times, papermill's records and widget states go; sources, tags, folded cells, outputs and the
-    images' alternative texts stay.
+    images' alternative texts stay. The file is what JupyterLab would save.
     """
     notebook = nbformat.read(executed, as_version=4)
-    kernel = notebook.metadata["kernelspec"]
-    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    kept = ("kernelspec", "language_info")
+    notebook.metadata = {key: notebook.metadata[key] for key in kept}
     for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in ("jupyter", "tags") if cell.metadata.get(key)}
-        cell.metadata = kept
+        kept = ("jupyter", "tags")
+        cell.metadata = {key: cell.metadata[key] for key in kept if cell.metadata.get(key)}
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 image = output["metadata"].get("image/png", {}).get("alt")

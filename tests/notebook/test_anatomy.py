@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from ipykernel.ipkernel import IPythonKernel
 
 from dlcf.notebook.prose import unbound
 from dlcf.runtime import paths
@@ -90,9 +92,22 @@ def test_every_image_has_an_alternative_text(notebook: Any) -> None:
 
 def test_boilerplate_is_folded(notebook: Any) -> None:
     cells = code(notebook)
-    assert "parameters" in cells[0].metadata.get("tags", []) or "00" in prose(notebook)[0][:5]
+    assert "parameters" in cells[0].metadata.get("tags", [])
     for cell in cells:
         hidden = "hide-input" in cell.metadata.get("tags", [])
         assert hidden == cell.metadata.get("jupyter", {}).get("source_hidden", False)
         if "experiment.start(" in cell.source or "run.record(" in cell.source:
             assert hidden, cell.source
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_jupyterlab_saves_it_as_it_is(page: Path) -> None:
+    """Its layout, and all that a kernel tells: else JupyterLab marks it changed when it is opened."""
+    text = page.read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    assert nbformat.writes(notebook) + "\n" == text
+    told = dict(notebook.metadata["language_info"])
+    version = told.pop("version")
+    kernel = IPythonKernel.language_info
+    assert re.fullmatch(r"3\.\d+\.\d+", version)
+    assert told == {key: value for key, value in kernel.items() if key != "version"}
