@@ -15,7 +15,7 @@ WHOLE := $(and $(wildcard $(INSTALLED)),$(filter $(call version,$(BIN)/python,im
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup anew run test pythons lint figures notebooks bench compare ablation lock clean
+.PHONY: help setup anew run test pythons lint figures notebooks bench compare ablation replication components lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -75,6 +75,12 @@ compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.
 
 ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
 	$(BIN)/dlcf ablation
+
+replication: setup  ## the paper's network by every reading of the paper: results/replication.json
+	$(BIN)/dlcf replication
+
+components: setup  ## what each part of the paper's network is worth: results/components.json
+	$(BIN)/dlcf components
 
 lock:  ## resolve requirements.lock anew from pyproject.toml, one version for all Pythons (needs uv)
 	uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 --all-extras \

@@ -18,6 +18,7 @@ from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.mf import FactorNetwork
 from dlcf.models.network import FASTER_SCORES
 from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, TrainingStep
+from dlcf.variants.components import ComponentNetwork, UnattendedNetwork
 from dlcf.variants.networks import FaithfulAttentionNetwork
 
 __all__ = ["disabled", "register"]
@@ -25,15 +26,19 @@ __all__ = ["disabled", "register"]
 
 # By type: embedding tables of which a batch touches few rows. SVD++'s implicit factors are none, of
 # which a batch reads nearly all.
+_EMBEDDINGS = ("user_embedding", "movie_embedding")
 _FACTORS = ("user_factors", "movie_factors", "user_bias", "movie_bias")
 _TABLES: dict[type[RatingNetwork], tuple[str, ...]] = {
-    AttentionNetwork: ("user_embedding", "movie_embedding"),
+    AttentionNetwork: _EMBEDDINGS,
+    ComponentNetwork: _EMBEDDINGS,
+    UnattendedNetwork: _EMBEDDINGS,
     FactorNetwork: _FACTORS,
     ImplicitFactorNetwork: _FACTORS,
 }
 # Module and class of the steps that are written by hand.
 _BY_HAND: dict[type[RatingNetwork], tuple[str, str]] = {
     AttentionNetwork: ("attention_step", "AttentionStep"),
+    UnattendedNetwork: ("attention_step", "UnattendedStep"),
     FactorNetwork: ("factor_step", "FactorStep"),
 }
 

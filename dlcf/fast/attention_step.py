@@ -30,7 +30,7 @@ from dlcf.models.deepcf import AttentionNetwork
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 from dlcf.training import Batch, TrainingConfig
 
-__all__ = ["AttentionStep"]
+__all__ = ["AttentionStep", "UnattendedStep"]
 
 # Keeps the stream of orders and dropout different from those that the seed begins elsewhere.
 STREAM = 1
@@ -204,6 +204,15 @@ class AttentionStep(PairStep):
             norm.running_mean.copy_(layer.running[0])
             norm.running_var.copy_(layer.running[1])
             norm.num_batches_tracked.fill_(self.embeddings.steps)
+
+
+class UnattendedStep(AttentionStep):
+    """Of :class:`~dlcf.variants.components.UnattendedNetwork`: attention learns nothing."""
+
+    def _build(self, size: int, n_rows: int) -> None:
+        super()._build(size, n_rows)
+        self.grad_attention = np.zeros_like(self.grad_attention)  # beside `gradient`, not in it
+        self.grad_attention_bias = np.zeros_like(self.grad_attention_bias)
 
 
 def _layers(network: AttentionNetwork) -> list[Any]:

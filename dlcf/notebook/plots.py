@@ -337,32 +337,34 @@ def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) 
 
 
 def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
-    """Precision and recall of every protocol, by threshold, and where the paper stands."""
-    figure, axes = _panels(2, 3.0)
-    panels = ("recall@10", "precision@10", "threshold"), ("RMSE", "NDCG@10", "split")
-    for axis, (x, y, hue) in zip(axes, panels, strict=True):
-        for index, (value, group) in enumerate(table.groupby(hue, sort=False)):
+    """Precision and recall of protocols by threshold and users, and where the paper stands."""
+    thresholds = table.groupby("threshold")
+    figure, axes = _panels(len(thresholds), 2.6, sharex=True, sharey=True)
+    for axis, (threshold, part) in zip(axes, thresholds, strict=True):
+        for index, (users, group) in enumerate(part.groupby("users", sort=False)):
             style = {"marker": "os^v"[index], "color": (BLUE, ORANGE, GREEN, PURPLE)[index]}
-            label = f"{hue} {SPLIT_NAMES.get(str(value), value)}"
-            axis.scatter(group[x], group[y], s=9, alpha=0.6, label=label, **style)
-        axis.plot(paper[x], paper[y], "*", color="black", markersize=13, label="paper")
-        axis.set(xlabel=x, ylabel=y)
-        axis.legend(fontsize=6.5)
+            axis.scatter(group["recall@10"], group["precision@10"], s=7, label=users, **style)
+        axis.plot(paper["recall@10"], paper["precision@10"], "k*", markersize=11, label="paper")
+        axis.set(xlabel="recall@10", title=f"relevant from {threshold} stars")
+    axes[0].set_ylabel("precision@10")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
 def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """How far each ``choice`` and ``value`` alone moves each of `metrics`, columns of `table`."""
-    figure, axes = _panels(len(metrics), 0.8 + 0.21 * len(table), sharey=True)
-    names = table["choice"] + ": " + table["value"]
-    for axis, metric in zip(axes, metrics, strict=True):
-        colors = [BLUE if change >= 0 else ORANGE for change in table[metric]]
-        axis.barh(names, table[metric], color=colors)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(title=metric)
-        axis.tick_params(axis="x", labelsize=6.5)
-    axes[0].invert_yaxis()
-    figure.supxlabel("change against the nearest protocol", fontsize=9)
+    figure, axis = plt.subplots(figsize=(PAGE, 0.6 + 0.19 * len(table)))
+    values = table[list(metrics)].to_numpy()
+    axis.imshow(values, cmap="PuOr", vmin=-0.3, vmax=0.3, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        style: Style = {"fontsize": 7.5, "color": "white" if abs(value) > 0.2 else "black"}
+        text = f"{value:+.3f}" if abs(value) >= 0.0005 else "0"
+        axis.text(column, row, text, ha="center", va="center", **style)
+    axis.set_yticks(range(len(table)), table["choice"] + ": " + table["value"])
+    axis.set_xticks(range(len(metrics)), metrics)
+    axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+    axis.grid(False)
     return figure
 
 

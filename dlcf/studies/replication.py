@@ -1,4 +1,4 @@
-"""Every plausible way to turn predictions into the paper's six numbers, side by side."""
+"""Ways to turn predictions into the paper's six numbers, side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlcf import metrics
 from dlcf.evaluation import first_places
 from dlcf.models.base import Floats, Index
 
-__all__ = ["CHOICES", "PAPER", "distance", "effects", "nearest", "protocol_table"]
+__all__ = ["CHOICES", "PAPER", "distance", "effects", "protocol_table"]
 
 # What the paper reports; its conclusion gives 0.8968 and 0.8851 for the first and the last.
 PAPER = {
@@ -22,39 +22,39 @@ PAPER = {
     "recall@10": 0.6362, "F@10": 0.7276, "NDCG@10": 0.8870,
 }  # fmt: skip
 
-# Choices that a paper should state; `split` and `epoch` come with the predictions.
+# Listed movies that count: all, or those whose prediction reaches a threshold of its own.
+PREDICTED = {f"predicted {least} or more": least for least in (3.0, 3.5, 4.0, 4.5)}
+
+# Choices that a paper should state, once there are predictions.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "rounding": ("none", "half stars"),
     "threshold": (3.0, 3.5, 4.0, 4.5),
-    "users": ("with a relevant movie", "with k test ratings", "all"),
-    "precision divides by": ("list length", "k", "recommended"),
+    "users": ("with a relevant movie", "with k test ratings", "all", "pooled"),
+    "precision divides by": ("list length", "k", *PREDICTED),
     "gain": ("rating", "2^rating - 1", "relevant"),
 }
 
 
-def protocol_table(
-    predictions: Mapping[tuple[str, str], pd.DataFrame], k: int = 10
-) -> pd.DataFrame:
+def protocol_table(frame: pd.DataFrame, k: int = 10) -> pd.DataFrame:
     """The paper's six metrics under every combination of `CHOICES`, one row each.
 
-    Of `predictions`, (split, epoch) -> frame with `userId`, `rating`, `predicted`, a user's rated
-    test movies are ranked by prediction and the first `k` are listed. ``users``: over whom the mean
-    runs; over ``all``, an undefined ratio is 0. With ``recommended`` a movie counts only where it
-    is listed *and* its prediction reaches the threshold, as in the example script of Surprise (Hug,
-    2020).
+    Of `frame`, with `userId`, `rating`, `predicted`, a user's rated test movies are ranked by
+    prediction and the first `k` are listed. ``users``: over whom the mean runs; over ``all``, an
+    undefined ratio is 0; ``pooled`` is no mean of ratios but the ratio of sums over all users
+    (micro average). Where precision divides by movies ``predicted 3.0 or more``, a movie counts
+    only where it is listed *and* its prediction reaches that; with the threshold of relevance, that
+    is the example script of Surprise (Hug, 2020).
     """
     rows = []
-    for (split, epoch), frame in predictions.items():
-        for rounding in CHOICES["rounding"]:
-            raw = frame["predicted"].to_numpy(np.float64)
-            predicted = np.round(2 * raw) / 2 if rounding == "half stars" else raw
-            actual = frame["rating"].to_numpy(np.float64)
-            error = {"RMSE": metrics.rmse(actual, predicted), "MAE": metrics.mae(actual, predicted)}
-            lists = _Lists(frame["userId"].to_numpy(), actual, predicted, k)
-            for values in product(*(CHOICES[name] for name in list(CHOICES)[1:])):
-                choice = dict(zip(list(CHOICES)[1:], values, strict=True))
-                of = {"split": split, "epoch": epoch, "rounding": rounding}
-                rows.append({**of, **choice, **error, **lists.measure(*values)})
+    actual = frame["rating"].to_numpy(np.float64)
+    for rounding in CHOICES["rounding"]:
+        raw = frame["predicted"].to_numpy(np.float64)
+        predicted = np.round(2 * raw) / 2 if rounding == "half stars" else raw
+        error = {"RMSE": metrics.rmse(actual, predicted), "MAE": metrics.mae(actual, predicted)}
+        lists = _Lists(frame["userId"].to_numpy(), actual, predicted, k)
+        for values in product(*(CHOICES[name] for name in list(CHOICES)[1:])):
+            choice = dict(zip(list(CHOICES)[1:], values, strict=True))
+            rows.append({"rounding": rounding, **choice, **error, **lists.measure(*values)})
     return pd.DataFrame(rows)
 
 
@@ -63,26 +63,22 @@ def distance(table: pd.DataFrame, target: Mapping[str, float] = PAPER) -> pd.Ser
     return (table[list(target)] - pd.Series(target)).abs().max(axis=1)
 
 
-def nearest(table: pd.DataFrame, n: int = 5, target: Mapping[str, float] = PAPER) -> pd.DataFrame:
-    """The `n` protocols with the smallest :func:`distance`, nearest first."""
-    ordered = table.assign(distance=distance(table, target)).sort_values("distance", kind="stable")
-    return ordered.head(n).reset_index(drop=True)
-
-
 def effects(table: pd.DataFrame, base: Mapping[str, Any]) -> pd.DataFrame:
     """How far each choice alone moves each metric, from a base protocol.
 
-    One row for each other value of each choice: ``choice``, ``value`` and the changes.
+    One row for each other value of each choice that `table` has beside the others of the base:
+    ``choice``, ``value`` and the changes.
     """
     names = [name for name in table.columns if name not in PAPER]
-    by_choice = table.set_index(names)[list(PAPER)]
-    start = by_choice.loc[tuple(base[name] for name in names)]
+    by_choice = {tuple(row[name] for name in names): row for row in table.to_dict("records")}
+    start = by_choice[tuple(base[name] for name in names)]
     rows = []
     for name in names:
         for value in table[name].unique():
-            if value != base[name]:
-                other = by_choice.loc[tuple({**base, name: value}[n] for n in names)]
-                rows.append({"choice": name, "value": str(value), **(other - start)})
+            other = by_choice.get(tuple({**base, name: value}[n] for n in names))
+            if other and value != base[name]:
+                changes = {metric: other[metric] - start[metric] for metric in PAPER}
+                rows.append({"choice": name, "value": str(value), **changes})
     return pd.DataFrame(rows)
 
 
@@ -110,25 +106,22 @@ class _Lists:
     def measure(self, threshold: float, users: str, divisor: str, gain: str) -> dict[str, float]:
         relevant = np.bincount(self.row, self.actual >= threshold)
         listed = self.filled.copy()
-        if divisor == "recommended":
-            listed &= self.prediction >= threshold
+        if divisor in PREDICTED:
+            listed &= self.prediction >= PREDICTED[divisor]
         hits = ((self.rating >= threshold) & listed).sum(axis=1)
-        length = {
-            "k": np.full(len(hits), self.k),
-            "list length": self.filled.sum(axis=1),
-            "recommended": listed.sum(axis=1),
-        }[divisor]
+        length = np.full(len(hits), self.k) if divisor == "k" else listed.sum(axis=1)
         chosen = {
             "with a relevant movie": relevant > 0,
             "with k test ratings": self.size >= self.k,
-            "all": np.ones(len(hits), dtype=bool),
-        }[users]
-        precision = float(_ratio(hits, length)[chosen].mean())
-        recall = float(_ratio(hits, relevant)[chosen].mean())
+        }.get(users, np.ones(len(hits), dtype=bool))
         gains = self._gain(self.rating, self.filled, gain, threshold)
         ideal = self._gain(self.best_rating, self.best >= 0, gain, threshold)
-        ndcg = _ratio(metrics.dcg(gains), metrics.dcg(ideal))
-        found = precision, recall, metrics.f1(precision, recall), float(ndcg[chosen].mean())
+        pairs = (hits, length), (hits, relevant), (metrics.dcg(gains), metrics.dcg(ideal))
+        if users == "pooled":
+            precision, recall, ndcg = (float(_ratio(a.sum(), b.sum())) for a, b in pairs)
+        else:
+            precision, recall, ndcg = (float(_ratio(a, b)[chosen].mean()) for a, b in pairs)
+        found = precision, recall, metrics.f1(precision, recall), ndcg
         return dict(zip(list(PAPER)[2:], found, strict=True))
 
     @staticmethod
@@ -140,5 +133,5 @@ class _Lists:
         return np.where(filled, 2.0**rating - 1.0, 0.0)
 
 
-def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
+def _ratio(numerator: Any, denominator: Any) -> Floats:
     return numerator / np.where(denominator > 0, denominator, 1)
