@@ -35,6 +35,20 @@ class TestCurves:
         assert found.loc["true", "correlation"] == pytest.approx(1.0)
         assert found.loc["wrong", "correlation"] == pytest.approx(-1.0)
 
+    def test_the_seed_draws_the_random_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = Additive({i: float(i) for i in range(12)})
+        truth = pd.DataFrame({99: pd.Series(model.effect)})
+        monkeypatch.setattr(
+            "dlcf.explain.faithfulness.history_attributions", lambda *arguments: truth
+        )
+        pairs = pd.DataFrame({"userId": [1], "movieId": [99]})
+        first, again, other = (
+            curve_areas(model, pairs, ["true"], seed=s).set_index("order") for s in (0, 0, 1)
+        )
+        assert first.equals(again)
+        differs = (first["deletion"] != other["deletion"]).to_dict()
+        assert differs == {"true": False, "random": True, "popularity": False}
+
     def test_differences_to_random_are_paired(self) -> None:
         users = np.repeat(np.arange(30), 2)
         base = np.random.default_rng(0).normal(3, 1, 60)

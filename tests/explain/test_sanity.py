@@ -103,6 +103,25 @@ class TestSanityAndStability:
         assert other.passed and abs(other.correlation.mean) < 0.15
         assert not sanity_check(users, trained, generator.random(600), limit=0.01).passed
 
+    @pytest.mark.parametrize(("agreement", "passed"), [(0.4, True), (0.6, False), (-0.6, False)])
+    def test_the_limit_is_a_correlation_of_a_half(self, agreement: float, passed: bool) -> None:
+        """Of 200 users with 20 values each the interval is about 0.03 wide to either side."""
+        generator = np.random.default_rng(6)
+        users, (trained, noise) = np.repeat(np.arange(200), 20), generator.normal(size=(2, 4000))
+        other = agreement * trained + np.sqrt(1 - agreement**2) * noise
+        found = sanity_check(users, trained, other)
+        assert found.limit == 0.5 and found.passed is passed
+        assert found.correlation.mean == pytest.approx(agreement, abs=0.05)
+        wide = sanity_check(users[:60], trained[:60], other[:60])
+        assert not wide.passed  # three users: the interval, not the mean, must lie within
+
+    @pytest.mark.parametrize("destroy", [shuffled_labels, exchanged_movies])
+    def test_the_seed_says_what_is_destroyed(
+        self, destroy: Callable[..., pd.DataFrame], toy_ratings: pd.DataFrame
+    ) -> None:
+        first, again, other = (destroy(toy_ratings, seed) for seed in (0, 0, 1))
+        assert first.equals(again) and not first.equals(other)
+
     def test_within_an_explanation_its_level_does_not_count(self) -> None:
         """The parts of each share a level that no model had to learn; their order is noise."""
         generator = np.random.default_rng(4)

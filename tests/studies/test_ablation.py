@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from dlcf.metrics import rmse
 from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.runtime import paths
+from dlcf.splits import train_validation_test
+from dlcf.studies import ablation
 from dlcf.studies.ablation import (
     MOVIE,
     OFF,
@@ -107,6 +113,46 @@ def test_a_variant_may_learn_from_some_of_the_episodes(toy_ratings: pd.DataFrame
     few = whole.variant(Variant(episodes="random"))
     assert len(few.history.train_loss) == 1
     assert not np.array_equal(few.predict(toy_ratings), whole.predict(toy_ratings))
+
+
+@pytest.mark.parametrize(("how", "seed"), [("random", 0), ("random", 4), ("user-temporal", 4)])
+def test_the_seed_draws_the_split_and_the_models(
+    how: str,
+    seed: int,
+    toy_ratings: pd.DataFrame,
+    toy_movies: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No test rating is read: variants learn from train and are measured on validation."""
+    fits: list[tuple[int, pd.DataFrame, Any]] = []
+
+    class Watched(AblatedDeepCFPlus):
+        def fit(self, train: Any, validation: Any = None, movies: Any = None) -> Any:
+            fits.append((self.seed, train, movies))
+            return self
+
+        def variant(self, wanted: Variant) -> Any:
+            return self
+
+        def predict(self, pairs: pd.DataFrame) -> np.ndarray:
+            return np.full(len(pairs), 2.0)
+
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(ablation, "load_ratings", lambda _: toy_ratings)
+    monkeypatch.setattr(ablation, "load_movies", lambda _: toy_movies)
+    monkeypatch.setattr(ablation, "AblatedDeepCFPlus", Watched)
+    monkeypatch.setattr(ablation, "_ranking", lambda model, *parts: {"rows": list(map(len, parts))})
+    found = ablation.run_seed("toy", (how, seed))
+    train, validation, _ = train_validation_test(toy_ratings, how, validation_size=0.2, seed=seed)
+    assert [fit[0] for fit in fits] == [seed] * 3
+    pd.testing.assert_frame_equal(fits[0][1], train)
+    assert all(list(given.index) == list(train.index) for _, given, _ in fits)
+    assert ["timestamp" in given for _, given, _ in fits] == [True, False, True]
+    assert [movies is None for *_, movies in fits] == [False, False, True]
+    error = rmse(validation["rating"], np.full(len(validation), 2.0))
+    assert found["off"] == dict.fromkeys(OFF, error) and found["steps"].keys() == STEPS.keys()
+    assert found["ranking"] == {"rows": [len(train), len(validation)]}
 
 
 def test_steps_only_add() -> None:

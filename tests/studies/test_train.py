@@ -58,6 +58,7 @@ def test_checkpoints_need_a_folder_of_their_own(
     assert "give each a folder of its own" in capsys.readouterr().err.splitlines()[-1]
 
 
+<<<<<<< HEAD
 def test_paths_may_begin_with_a_tilde_and_are_never_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,11 +130,26 @@ def test_a_fit_says_nothing_by_itself(
     assert capfd.readouterr() == ("", "")
 
 
+=======
+@pytest.mark.parametrize(
+    ("given", "how", "seeds"),
+    [
+        (["--set", "seed=3"], "random", (0, 3)),
+        (["--seed", "2"], "random", (2, 2)),
+        (["--seed", "2", "--split", "user-temporal"], "user-temporal", (2, 2)),
+    ],
+)
+>>>>>>> proof
 def test_a_model_is_fitted_and_saved(
-    tmp_path: Path, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    given: list[str],
+    how: str,
+    seeds: tuple[int, int],
+    tmp_path: Path,
+    toy_ratings: pd.DataFrame,
+    toy_movies: pd.DataFrame,
 ) -> None:
     output = ["--output", str(tmp_path / "m")]
-    assert train.main(["mf", *output, "--set", "epochs=1", "--set", "seed=3"]) == 0
-    ours, test = split(toy_ratings, seed=0)
-    expected = make("mf", epochs=1, seed=3).fit(ours, movies=toy_movies).predict(test)
+    assert train.main(["mf", *output, "--set", "epochs=1", *given]) == 0
+    ours, test = split(toy_ratings, how, seed=seeds[0])
+    expected = make("mf", epochs=1, seed=seeds[1]).fit(ours, movies=toy_movies).predict(test)
     assert np.array_equal(load_model(tmp_path / "m").predict(test), expected)

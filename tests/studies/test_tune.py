@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dlcf.evaluation import evaluate
 from dlcf.explain.faithfulness import measure_faithfulness
 from dlcf.metrics import rmse
 from dlcf.registry import make
@@ -26,12 +27,15 @@ def test_a_trial_is_measured_on_the_validation_part(
     monkeypatch.setattr(tune, "load_movies", lambda _: toy_movies)
     found = tune.run_trial("deepcf", SMALL)
     assert set(found) == set(tune.SPLITS)
-    train, validation, _ = train_validation_test(toy_ratings, "random", seed=tune.SEED)
-    model = make("deepcf", **SMALL).fit(train, movies=toy_movies)
-    error = rmse(validation["rating"].to_numpy(), model.predict(validation))
-    assert found["random"]["rmse"] == pytest.approx(error, abs=1e-5)
-    agreement = measure_faithfulness(model, validation).mean
-    assert found["random"]["faithfulness"] == pytest.approx(agreement, abs=1e-5)
+    for how in tune.SPLITS:
+        train, validation, _ = train_validation_test(toy_ratings, how, seed=1000)
+        model = make("deepcf", **SMALL).fit(train, movies=toy_movies)
+        error = rmse(validation["rating"].to_numpy(), model.predict(validation))
+        assert found[how]["rmse"] == pytest.approx(error, abs=1e-5)
+        ndcg = evaluate(model, train, validation)["ndcg@10"]
+        assert found[how]["ndcg@10"] == pytest.approx(ndcg, abs=1e-5)
+        agreement = measure_faithfulness(model, validation).mean
+        assert found[how]["faithfulness"] == pytest.approx(agreement, abs=1e-5)
     # A model without attention weights has none that could be faithful.
     assert set(tune.run_trial("bias", {})["random"]) == {"rmse", "ndcg@10"}
 
