@@ -58,7 +58,6 @@ def test_checkpoints_need_a_folder_of_their_own(
     assert "give each a folder of its own" in capsys.readouterr().err.splitlines()[-1]
 
 
-<<<<<<< HEAD
 def test_paths_may_begin_with_a_tilde_and_are_never_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,7 +129,6 @@ def test_a_fit_says_nothing_by_itself(
     assert capfd.readouterr() == ("", "")
 
 
-=======
 @pytest.mark.parametrize(
     ("given", "how", "seeds"),
     [
@@ -139,7 +137,6 @@ def test_a_fit_says_nothing_by_itself(
         (["--seed", "2", "--split", "user-temporal"], "user-temporal", (2, 2)),
     ],
 )
->>>>>>> proof
 def test_a_model_is_fitted_and_saved(
     given: list[str],
     how: str,
