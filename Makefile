@@ -4,19 +4,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+SUPPORTED := $(shell sed -n 's/.* :: Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
+
+version = $(shell $(1) -c '$(2)import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+GIVEN = $(call version,$(PYTHON))
+WANTED = $(if $(filter file,$(origin PYTHON)),$(SUPPORTED),$(GIVEN))
+# .venv is kept where it was installed to the end, has pip and is of the PYTHON that was asked for.
+WHOLE := $(and $(wildcard $(INSTALLED)),$(filter $(call version,$(BIN)/python,import pip; ),$(WANTED)))
 
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint figures notebooks bench compare ablation lock clean
+.PHONY: help setup anew run test pythons lint figures notebooks bench compare ablation lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(INSTALLED)  ## make the environment in .venv
 
-$(INSTALLED): pyproject.toml requirements.lock
-	$(PYTHON) -m venv $(VENV)
+anew:
+	$(if $(filter $(GIVEN),$(SUPPORTED)),,$(error $(PYTHON) is $(if $(GIVEN),Python $(GIVEN),no Python \
+		that runs); supported are $(SUPPORTED): make setup PYTHON=python$(lastword $(SUPPORTED))))
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(INSTALLED): pyproject.toml requirements.lock $(if $(WHOLE),,anew)
+	@rm -f $@
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
 		--editable ".[explain,notebooks,test,widgets]"
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary implicit,myfm \
@@ -37,6 +49,9 @@ test: setup lint  ## unit and contract tests, then the notebooks against their c
 		$(BIN)/python -m pytest tests && $(BIN)/dlcf run; \
 	fi
 
+pythons:  ## unit tests on each supported Python that PATH, pyenv or uv has, in .venv-3.x
+	@.ci/pythons $(SUPPORTED)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +61,7 @@ figures: run  ## the same as run: every figure is written by a notebook
 
 notebooks: setup  ## execute the notebooks and keep their outputs in notebooks/
 	$(BIN)/dlcf run --keep
+	$(BIN)/dlcf prose
 
 bench: setup  ## time and memory beside plain ways and other libraries: results/bench.json
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary :all: \
@@ -60,9 +76,9 @@ compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.
 ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
 	$(BIN)/dlcf ablation
 
-lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.10 --all-extras pyproject.toml \
-		--no-header --no-annotate --output-file requirements.lock
+lock:  ## resolve requirements.lock anew from pyproject.toml, one version for all Pythons (needs uv)
+	uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 --all-extras \
+		pyproject.toml --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove the environment, trained models and runs; data/ stays
-	rm -rf $(VENV) .cache runs .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-3.* .cache runs .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": ("dlcf.studies.compare", "compare models over splits and seeds, with intervals"),
     "tune": ("dlcf.studies.tune", "run trials of hyper-parameters on validation data"),
     "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
+    "prose": ("dlcf.notebook.prose", "refresh the numbers in the text of notebooks and README"),
 }
 
 

@@ -124,7 +124,7 @@ def check_movies(frame: pd.DataFrame, *, source: str = "movies frame") -> pd.Dat
             for genres in frame["genres"]
         ]
         rows.refuse(np.array(bad, bool), "genres {genres!r} are no list", "give lists of texts")
-        movies["genres"] = [list(genres) for genres in frame["genres"]]
+        movies["genres"] = [g if type(g) is list else list(g) for g in frame["genres"]]
     return movies
 
 
@@ -165,7 +165,7 @@ def fingerprint(ratings: pd.DataFrame) -> str:
             content = json.dumps(values.tolist(), default=str).encode()
         else:  # little-endian, whatever the machine
             content = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
-        digest.update(json.dumps([name, str(column.dtype), len(content)]).encode())
+        digest.update(json.dumps([name, str(values.dtype), len(content)]).encode())
         digest.update(content)
     return digest.hexdigest()
 

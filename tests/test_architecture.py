@@ -29,7 +29,7 @@ CORE = (
     "models/deepcf.py",
 )
 # More than 11,500 in all: frames, settings and files on disk are checked for every room.
-CORE_LINES, ALL_LINES = 2200, 11_900
+CORE_LINES, ALL_LINES = 2200, 12_100
 LINES = {
     "data": 600,
     "baselines": 950,
@@ -38,8 +38,8 @@ LINES = {
     "fast": 1600,
     "explain": 1500,
     "analysis": 600,  # more than 550: it describes splits too, which left the core
-    "studies": 1100,
-    "notebook": 1100,
+    "studies": 1150,  # more than 1,100: progress and interruption of five commands
+    "notebook": 1200,  # more than 1,100: numbers in prose
     # More than 400: what checks frames, settings and files on disk for every room is here.
     "runtime": 800,
 }

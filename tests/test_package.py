@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -14,15 +15,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from dlcf import __version__
 from dlcf.runtime import paths
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # comes with pytest
 
 # What an installation without extras lacks.
 EXTRAS_ONLY = (
@@ -156,6 +153,20 @@ def test_importing_it_loads_nothing_heavy(installed: Path, tmp_path: Path) -> No
 
 
 # --------------------------------------------------------------------------------- requirements
+
+
+def test_the_supported_pythons_are_said_the_same_everywhere() -> None:
+    settings = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+    allowed = SpecifierSet(settings["project"]["requires-python"])
+    supported = [f"3.{minor}" for minor in range(50) if allowed.contains(f"3.{minor}.9")]
+    named = [line.split(" :: ")[-1] for line in settings["project"]["classifiers"]]
+    assert supported and [name for name in named if name.startswith("3.")] == supported
+    assert settings["tool"]["mypy"]["python_version"] == supported[0]
+    assert settings["tool"]["ruff"]["target-version"] == f"py{supported[0].replace('.', '')}"
+    assert f"--python-version {supported[0]} " in (paths.ROOT / "Makefile").read_text()
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (paths.ROOT / document).read_text(encoding="utf-8")
+        assert f"Python {supported[0]} to {supported[-1]}" in text, document
 
 
 def required(*left_out: str) -> list[Requirement]:

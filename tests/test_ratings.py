@@ -117,6 +117,8 @@ def test_fingerprint_depends_on_the_content_alone() -> None:
         ratings.astype({"rating": "float64"}),
     ]
     assert len({expected, *map(fingerprint, changed)}) == len(changed) + 1
+    titles = {"title": ["Heat", np.nan]}  # pandas 3 has a dtype of its own for text
+    assert fingerprint(pd.DataFrame(titles)) == fingerprint(pd.DataFrame(titles, dtype=object))
     assert fingerprint(pd.DataFrame({"genres": [["a"], []]})) != fingerprint(
         pd.DataFrame({"genres": [[], ["a"]]})
     )

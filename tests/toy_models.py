@@ -25,6 +25,19 @@ PLUS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 256,
 }
+# The smallest that show anything; a model that is not named has few settings.
+TINY: dict[str, dict[str, Any]] = {
+    "mf": {"epochs": 1, "factors": 3},
+    "svdpp": {"epochs": 1, "factors": 3},
+    "deepcf": {"epochs": 1, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)},
+    "deepcf-plus": {"epochs": 1, "folds": 2, "cuts": (0.5,), "candidates": 5, "history_size": 4},
+    "fm": {"rank": 2, "sweeps": 4, "burn_in": 1},
+    "fm-implicit": {"rank": 2, "sweeps": 4, "burn_in": 1},
+    "fm-side": {"rank": 2, "sweeps": 4, "burn_in": 1},
+    "ials": {"factors": 3, "iterations": 2},
+}
+# The library that a model is fitted with, where it is an optional one.
+OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}
 HISTORY_MODELS: dict[str, dict[str, Any]] = {
     "item-knn": {"neighbors": 5, "shrinkage": 10.0},
     "ease": {"regularization": 20.0},

@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from dlcf.evaluation import list_metrics, per_user_errors, rank
+from dlcf.evaluation import list_metrics, rank
 from dlcf.explanation import strength_of
 from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = ["calibration", "error_by", "gini", "list_quality", "measure"]
+__all__ = ["calibration", "error_by", "error_sums", "gini", "list_quality", "measure"]
 
 CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
 ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)
+DAY = 86_400  # seconds
+TIMES = (", day", ", no times")
 STRENGTH_BINS = tuple(np.linspace(0, 1, 11).round(1))
 
 
@@ -36,18 +38,25 @@ def measure(
     Returns
     -------
     numbers
-        Nested names to floats: ``rmse``, ``mae``, the list-wise metrics ``rated`` and ``full`` (at
-        k) and ``at k`` (full, by k), ``lists`` (:func:`list_quality`), RMSE by ratings of movie and
-        of user, and ``calibration``.
+        Nested names to floats: ``rmse``, ``mae``, both in ``parts`` of the test set, as
+        :func:`error_sums` has them, with the part's ``share`` of the ratings; the list-wise metrics
+        ``rated`` and ``full`` (at k) and ``at k`` (full, by k), ``lists`` (:func:`list_quality`),
+        RMSE by ratings of movie and of user, and ``calibration``.
     errors, lists
-        Tables of :func:`dlcf.evaluation.per_user_errors` and `per_user` (full), for paired tests.
+        Tables of :func:`error_sums` and :func:`dlcf.evaluation.per_user` (full), for paired tests.
     """
-    errors = per_user_errors(model, test)
+    errors = error_sums(model, train, test)
     total = errors.sum()
-    numbers: dict[str, Any] = {
-        "rmse": float(np.sqrt(total["squared"] / total["ratings"])),
-        "mae": float(total["absolute"] / total["ratings"]),
-    }
+    parts: dict[str, dict[str, float]] = {}
+    for column in total.index[total.index.str.startswith("ratings") & (total > 0)]:
+        of = column.removeprefix("ratings")
+        time = next((time for time in TIMES if of.endswith(time)), "")
+        values = parts.setdefault(of.removesuffix(time).removeprefix(", ") or "all", {})
+        values.setdefault("share", float(total[column] / total["ratings"]))
+        values[f"rmse{time}"] = float(np.sqrt(total[f"squared{of}"] / total[column]))
+        values[f"mae{time}"] = float(total[f"absolute{of}"] / total[column])
+    numbers: dict[str, Any] = {name: parts["all"][name] for name in ("rmse", "mae")}
+    numbers["parts"] = parts
     rated = list_metrics(rank(model, train, test, "rated", k, threshold))
     shown = rank(model, train, test, "full", max(CURVE), threshold)
     full = list_metrics(shown.cut(k))
@@ -56,6 +65,39 @@ def measure(
     numbers["lists"] = list_quality(shown.cut(k).movies, train, movies)
     numbers |= _where_it_errs(model, train, test, threshold)
     return numbers, errors, full
+
+
+def error_sums(model: Recommender, train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Sums of errors for each test user, of parts of the test set, with times less and less exact.
+
+    Index `userId`; columns ``squared``, ``absolute`` and ``ratings`` over all ratings, as in
+    :func:`dlcf.evaluation.per_user_errors`. The same with ``", warm pairs"`` behind them are over
+    the ratings whose user and movie train knows; where it lacks users, ``", known users"`` and
+    ``", new users"`` are there too. Each comes again with what :data:`TIMES` names behind it: times
+    to the day, and none, as when a model is asked for what is to come.
+    """
+    known = {name: test[name].isin(train[name]).to_numpy() for name in ("userId", "movieId")}
+    parts = {"": np.ones(len(test), bool), ", warm pairs": known["userId"] & known["movieId"]}
+    if not known["userId"].all():
+        parts |= {", known users": known["userId"], ", new users": ~known["userId"]}
+    times = {"": test}
+    if "timestamp" in test:
+        frames = to_the_day(test), test.drop(columns="timestamp")
+        times |= dict(zip(TIMES, frames, strict=True))
+    columns = {}
+    for time, pairs in times.items():
+        error = model.predict(pairs) - test["rating"].to_numpy(np.float64)
+        for part, rows in parts.items():
+            of = part + time
+            columns[f"squared{of}"], columns[f"absolute{of}"] = error**2 * rows, abs(error) * rows
+            columns[f"ratings{of}"] = rows.astype(np.float64)
+    by_user = pd.DataFrame(columns).groupby(test["userId"].to_numpy())
+    return by_user.sum().rename_axis("userId")
+
+
+def to_the_day(ratings: pd.DataFrame) -> pd.DataFrame:
+    """The ratings, each at noon (UTC) of its day."""
+    return ratings.assign(timestamp=ratings["timestamp"] // DAY * DAY + DAY // 2)
 
 
 def list_quality(lists: Index, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:

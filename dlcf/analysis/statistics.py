@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from scipy import stats
 from dlcf.evaluation import per_user, per_user_errors
 from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = ["Comparison", "Interval", "compare_models", "compare_tables", "holm", "mean_interval"]
+__all__ = ["Comparison", "Interval", "compare_all", "compare_models", "compare_tables", "holm"]
+__all__ += ["mean_interval"]
 
 # Metric -> (numerator, denominator) columns of a per-user table; the value over a set of users is
-# the sum of the first over that of the second, and for RMSE its root.
+# the sum of the first over that of the second, and for RMSE its root. What follows a comma in a
+# metric's name follows it in the columns' names too: "rmse, warm pairs" of "squared, warm pairs".
 METRICS = {
     "rmse": ("squared", "ratings"),
     "mae": ("absolute", "ratings"),
@@ -25,6 +28,7 @@ METRICS = {
     "recall": ("recall", None),
     "ndcg": ("ndcg", None),
 }
+_AT_ONCE = 10_000  # permutations
 
 
 @dataclass(frozen=True)
@@ -127,48 +131,73 @@ def compare_tables(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two models by tables of one or several seeds.
+    """Compare two models by tables of one or several seeds, as :func:`compare_all` does."""
+    both = {"first": first, "second": second}
+    return compare_all(both, metric, confidence, resamples, resamples, seed)[1]["first", "second"]
+
+
+def compare_all(
+    tables: Mapping[str, Sequence[pd.DataFrame]],
+    metric: str,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    permutations: int = 100_000,
+    seed: int = 0,
+) -> tuple[dict[str, Interval], dict[tuple[str, str], Comparison]]:
+    """Intervals over users of several models, and the comparison of each pair of them.
 
     A user's values are added over the seeds first, because two splits of one user's ratings are
-    not independent. The interval is the percentile bootstrap over users (Efron and Tibshirani,
-    1993, chapter 13); the test swaps the two models' values at random within users (a paired
-    permutation test).
+    not independent. The intervals are the percentile bootstrap over users (Efron and Tibshirani,
+    1993, chapter 13), the same resamples for all models; the test swaps two models' values at
+    random within users (a paired permutation test). Users without a rating that counts are left
+    out.
 
     Parameters
     ----------
-    first, second
-        Tables of :func:`dlcf.evaluation.per_user` or `per_user_errors`, one a seed, in the same
-        order of seeds.
+    tables
+        By model, tables of :func:`dlcf.evaluation.per_user` or `per_user_errors`, one a seed, in
+        the same order of seeds.
     """
-    if metric not in METRICS:
+    if metric.partition(", ")[0] not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
-    a, weight = _sums(first, metric)
-    b, other_weight = _sums(second, metric)
-    if not weight.index.equals(other_weight.index) or not np.allclose(weight, other_weight):
-        raise ValueError("the two models were not measured on the same users; compare like tables")
-    table = np.stack([a, b, weight], axis=1).astype(np.float64)
+    sums = [_sums(of_model, metric) for of_model in tables.values()]
+    weight = sums[0][1]
+    for _, other in sums:
+        if not weight.index.equals(other.index) or not np.allclose(weight, other):
+            raise ValueError("the models were not measured on the same users; compare like tables")
+    table = np.stack([*(values for values, _ in sums), weight], axis=1).astype(np.float64)
+    table = table[table[:, -1] > 0]
+    n_users, total = len(table), table.sum(axis=0)
     generator = np.random.default_rng(seed)
 
-    def differences(sums: Floats) -> Floats:
-        """Of rows (first numerator, second numerator, weight)."""
-        values = sums[:, :2] / sums[:, 2:]
-        if metric == "rmse":
-            values = np.sqrt(values)
-        return values[:, 0] - values[:, 1]
+    def mean(numerator: Floats, denominator: Floats) -> Floats:
+        found = numerator / denominator
+        return np.sqrt(found) if metric.startswith("rmse") else found
 
-    observed = float(differences(table.sum(axis=0, keepdims=True))[0])
-    draws = generator.multinomial(len(table), np.full(len(table), 1 / len(table)), resamples)
-    low, high = _percentiles(differences(draws @ table), confidence)
+    observed = mean(total[:-1], total[-1])
+    drawn = generator.multinomial(n_users, np.full(n_users, 1 / n_users), resamples) @ table
+    values = mean(drawn[:, :-1], drawn[:, -1:])
+    bounds = zip(observed, *_percentiles(values, confidence), strict=True)
+    intervals = {m: Interval(*map(float, of_m)) for m, of_m in zip(tables, bounds, strict=True)}
 
+    first, second = np.triu_indices(len(sums), 1)
+    difference = observed[first] - observed[second]
+    low, high = _percentiles(values[:, first] - values[:, second], confidence)
     # Swapping the models of a user turns the sign of half the gap between them.
-    signs = generator.choice([-0.5, 0.5], size=(resamples, len(table)))
-    middle, gap = table[:, :2].mean(axis=1).sum(), signs @ (table[:, 0] - table[:, 1])
-    total = np.full(resamples, table[:, 2].sum())
-    swapped = differences(np.stack([middle + gap, middle - gap, total], axis=1))
+    middle, gap = (total[first] + total[second]) / 2, table[:, first] - table[:, second]
+    extreme = np.zeros(len(first))
+    for done in range(0, permutations, _AT_ONCE):
+        signs = generator.choice([-0.5, 0.5], size=(min(_AT_ONCE, permutations - done), n_users))
+        half = signs @ gap
+        swapped = mean(middle + half, total[-1]) - mean(middle - half, total[-1])
+        extreme += (np.abs(swapped) >= np.abs(difference) - 1e-12).sum(axis=0)
     # The observed labels are one of the labellings: the p-value is never 0.
-    extreme = np.abs(swapped) >= np.abs(observed) - 1e-12
-    p_value = (1 + int(extreme.sum())) / (1 + resamples)
-    return Comparison(metric, observed, float(low), float(high), p_value, len(table))
+    p_values = (1 + extreme) / (1 + permutations)
+    columns = np.stack([difference, low, high, p_values], axis=1).tolist()
+    return intervals, {
+        pair: Comparison(metric, of[0], of[1], of[2], of[3], n_users)
+        for pair, of in zip(combinations(tables, 2), columns, strict=True)
+    }
 
 
 def clustered_correlations(
@@ -190,7 +219,7 @@ def clustered_correlations(
 
     def correlate(rows: Index) -> Floats:
         ranks = values.iloc[rows].rank()
-        return ranks[others].corrwith(ranks[column]).to_numpy()
+        return np.asarray(ranks[others].corrwith(ranks[column]))
 
     draws = [correlate(rows) for rows in _cluster_resamples(table[cluster], resamples, seed)]
     low, high = _percentiles(draws, confidence)
@@ -247,7 +276,10 @@ def _percentiles(draws: Any, confidence: float) -> Floats:
 
 def _sums(tables: Sequence[pd.DataFrame], metric: str) -> tuple[pd.Series, pd.Series]:
     """By user, the metric's numerator and its weight, added over the seeds."""
-    numerator, denominator = METRICS[metric]
+    name, comma, part = metric.partition(", ")
+    numerator, denominator = METRICS[name]
     rows = pd.concat(tables)
-    weight = pd.Series(1.0, index=rows.index) if denominator is None else rows[denominator]
-    return rows[numerator].groupby(level=0).sum(), weight.groupby(level=0).sum()
+    weight = pd.Series(1.0, index=rows.index)
+    if denominator is not None:
+        weight = rows[denominator + comma + part]
+    return rows[numerator + comma + part].groupby(level=0).sum(), weight.groupby(level=0).sum()

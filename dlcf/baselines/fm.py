@@ -1,4 +1,4 @@
-"""Bayesian factorisation machines on users and movies, implicit feedback, day and genres.
+"""Bayesian factorisation machines: users and movies, implicit feedback, genres, years and days.
 
 Sampled by `myfm` (Ohtsuki, 2020); predicted here, so that a saved model needs no other library.
 """
@@ -22,6 +22,7 @@ from dlcf.runtime.settings import setting
 __all__ = ["FactorizationMachine", "ImplicitFactorizationMachine", "SideFactorizationMachine"]
 
 _SECONDS_A_DAY = 86_400
+_YEARS = 10  # of release that share a feature
 _PAIRS_AT_ONCE = 4096
 # "user", "movie" and "day": the index of each rating, and the features, a matrix of each kind.
 Parts = dict[str, tuple[Index, list[sparse.csr_matrix]]]
@@ -90,7 +91,7 @@ class FactorizationMachine(Recommender):
             import myfm
         parts = self._features(data, movies)
         tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
-        sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds]
+        sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds if kind.shape[1]]
         n_samples = min(self.samples, self.sweeps - self.burn_in)
         kept = np.linspace(self.burn_in, self.sweeps - 1, n_samples).astype(int).tolist()
         self._vectors = {
@@ -128,17 +129,27 @@ class FactorizationMachine(Recommender):
         self._vectors = {part: v.reshape(len(v), -1) for part, v in self._vectors.items()}
 
     def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        ratings = self._intercept + self._biases["user"][users] + self._biases["movie"][movies]
+        ratings = self._intercept + self._biases["movie"][movies]
         for first in range(0, len(users), _PAIRS_AT_ONCE):
             rows = slice(first, first + _PAIRS_AT_ONCE)
-            user, movie = self._vectors["user"][users[rows]], self._vectors["movie"][movies[rows]]
-            ratings[rows] += np.einsum("nr,nr->n", user, movie)
+            given = None if timestamps is None else timestamps[rows]
+            bias, vectors = self._user_side(users[rows], given)
+            product = np.einsum("nr,nr->n", vectors, self._vectors["movie"][movies[rows]])
+            ratings[rows] += bias + product
         return ratings
 
     def _score(self, users: Index) -> NDArray[np.float32]:
-        bias = self._intercept + self._biases["user"][users, None] + self._biases["movie"]
-        product = self._vectors["user"][users] @ self._vectors["movie"].T
-        return (bias + product).astype(np.float32)
+        catalogue = slice(len(self.movie_ids))
+        bias, vectors = self._user_side(users, None)
+        product = vectors @ self._vectors["movie"][catalogue].T
+        ratings = self._intercept + bias[:, None] + self._biases["movie"][catalogue] + product
+        return ratings.astype(np.float32)
+
+    def _user_side(
+        self, users: Index, timestamps: Index | None
+    ) -> tuple[Floats, NDArray[np.float32]]:
+        """All that a rating holds beside its movie: c, ``(n,)``, and a, ``(n, rank * samples)``."""
+        return self._biases["user"][users], self._vectors["user"][users]
 
     def _state(self) -> Arrays:
         biases = {f"bias.{part}": bias for part, bias in self._biases.items()}
@@ -175,45 +186,82 @@ class ImplicitFactorizationMachine(FactorizationMachine):
 
 @dataclass(kw_only=True, eq=False)
 class SideFactorizationMachine(ImplicitFactorizationMachine):
-    """Besides implicit feedback, the movie's genres and the day of the rating.
+    """Besides implicit feedback, the movie's genres and year and the day of the rating.
 
-    A day (UTC) without a rating in training, a prediction without `timestamp` and the ranking,
-    which knows no day, get no features of the day. Fitted without timestamps or without `movies`,
-    the model leaves the day or the genres out. Parameters as for :class:`FactorizationMachine`.
+    Whom and what training does not hold is predicted from what is known of it, the rest of its
+    features being zeros: a new user from the movie and the day, and a movie without ratings that
+    the frame of movies knows from its genres, its year, the user and the day. Only movies that are
+    in neither are left to the biases. A day (UTC) without a rating in training has no features.
+    Where no `timestamp` is given, in the ranking too, the day is that of the user's last rating.
+
+    Fitted without timestamps or without `movies`, the model leaves the day or the movie's features
+    out. There is a feature for each ten years of release: one a year, one for five years, and the
+    year as a number were worse on validation data. Parameters as for
+    :class:`FactorizationMachine`.
     """
 
     name: ClassVar[str] = "fm-side"
 
+    def predict(self, pairs: pd.DataFrame) -> Floats:
+        """As the base's, but new users and movies are predicted by their features, as above."""
+        ratings = super().predict(pairs)
+        users, known_user, movies, known_movie = self.positions(pairs)
+        other = pd.Index(self._other_ids).get_indexer(pd.Index(pairs["movieId"]))
+        new = (known_movie & ~known_user) | (other >= 0)
+        if new.any():
+            users = np.where(known_user, users, len(self.user_ids))[new]
+            movies = np.where(known_movie, movies, len(self.movie_ids) + other)[new]
+            stamps = pairs["timestamp"].to_numpy()[new] if "timestamp" in pairs else None
+            ratings[new] = np.clip(self._predict(users, movies, stamps), *self.scale)
+        return ratings
+
     def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
         parts = super()._features(data, movies)
-        if movies is not None and "genres" in movies:
-            parts["movie"][1].append(_multi_hot(movies, self.movie_ids))
+        movies = pd.DataFrame({"movieId": []}) if movies is None else movies
+        self._other_ids = np.setdiff1d(movies["movieId"].to_numpy(np.int64), self.movie_ids)
+        movies = movies.set_index("movieId").reindex([*self.movie_ids, *self._other_ids])
+        if "genres" in movies:
+            parts["movie"][1].append(_multi_hot(movies["genres"]))
+        if "year" in movies:
+            years = pd.to_numeric(movies["year"], errors="coerce")
+            parts["movie"][1].append(_multi_hot(years // _YEARS))
         self._days: Index = np.empty(0, dtype=np.int64)
+        self._last_day: Index = np.zeros(data.n_users + 1, dtype=np.int64)
         if data.timestamps.any():
             self._days, day = np.unique(data.timestamps // _SECONDS_A_DAY, return_inverse=True)
             parts["day"] = day, [_one_hot(len(self._days))]
+            np.maximum.at(self._last_day, data.users, day)
+            self._last_day[-1] = len(self._days)
+        # Behind what training holds, rows of zeros: a new user, movies without ratings, no day.
+        rows = {"user": data.n_users + 1, "movie": len(movies), "day": len(self._days) + 1}
+        for part, (_, kinds) in parts.items():
+            for kind in kinds:
+                kind.resize(rows[part], kind.shape[1])
         return parts
 
-    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        ratings = super()._predict(users, movies, timestamps)
-        if timestamps is None or len(self._days) == 0:
-            return ratings
-        day = np.asarray(timestamps) // _SECONDS_A_DAY
-        position = np.minimum(np.searchsorted(self._days, day), len(self._days) - 1)
-        known = np.flatnonzero(self._days[position] == day)
-        for rows in np.array_split(known, len(known) // _PAIRS_AT_ONCE + 1):
-            pair = self._vectors["user"][users[rows]] + self._vectors["movie"][movies[rows]]
-            vector = self._vectors["day"][position[rows]]
-            ratings[rows] += self._biases["day"][position[rows]]
-            ratings[rows] += np.einsum("nr,nr->n", pair, vector)
-        return ratings
+    def _user_side(
+        self, users: Index, timestamps: Index | None
+    ) -> tuple[Floats, NDArray[np.float32]]:
+        biases, vectors = super()._user_side(users, timestamps)
+        if len(self._days) == 0:
+            return biases, vectors
+        day = self._last_day[users]
+        if timestamps is not None:
+            wanted = timestamps // _SECONDS_A_DAY
+            place = np.minimum(np.searchsorted(self._days, wanted), len(self._days) - 1)
+            day = np.where(self._days[place] == wanted, place, len(self._days))
+        of_day = self._vectors["day"][day]
+        biases = biases + self._biases["day"][day] + np.einsum("nr,nr->n", vectors, of_day)
+        return biases, vectors + of_day
 
     def _state(self) -> Arrays:
-        return {**super()._state(), "days": self._days}
+        side = {"days": self._days, "last_day": self._last_day, "other_ids": self._other_ids}
+        return super()._state() | side
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         super()._restore(state, extra)
-        self._days = state["days"]
+        self._days, self._last_day = state["days"], state["last_day"]
+        self._other_ids = state["other_ids"]
 
 
 def _one_hot(size: int) -> sparse.csr_matrix:
@@ -222,13 +270,13 @@ def _one_hot(size: int) -> sparse.csr_matrix:
 
 def _normalized(rated: sparse.csr_matrix) -> sparse.csr_matrix:
     """Rows of length 1: every entry of a row with n entries is ``n^-1/2``."""
-    return sparse.csr_matrix(sparse.diags(np.diff(rated.indptr) ** -0.5) @ rated)
+    entries = np.maximum(np.diff(rated.indptr), 1)
+    return sparse.csr_matrix(sparse.diags(entries**-0.5) @ rated)
 
 
-def _multi_hot(movies: pd.DataFrame, movie_ids: Index) -> sparse.csr_matrix:
-    """Genres of the catalogue's movies, ``(n_movies, n_genres)``, columns in order of name."""
-    genres = movies.set_index("movieId")["genres"].reindex(movie_ids)
-    listed = genres.reset_index(drop=True).explode().dropna()
-    names, column = np.unique(listed.to_numpy(dtype=str), return_inverse=True)
-    ones, shape = np.ones(len(listed)), (len(movie_ids), len(names))
-    return sparse.csr_matrix((ones, (listed.index, column)), shape=shape)
+def _multi_hot(values: pd.Series) -> sparse.csr_matrix:
+    """A unit row for each element, which is a value, a list or none; a column for each value."""
+    listed = values.reset_index(drop=True).explode().dropna()
+    names, column = np.unique(listed.to_numpy(), return_inverse=True)
+    entries, shape = (listed.index, column), (len(values), len(names))
+    return _normalized(sparse.csr_matrix((np.ones(len(listed)), entries), shape=shape))

@@ -13,10 +13,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nbformat
 import torch
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from dlcf.data import is_available
-from dlcf.notebook.plots import figure_bytes, use_style
+from dlcf.notebook.plots import SCREEN_DPI, figure_bytes, use_style
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.runtime import paths
 from dlcf.splits import SPLITS
@@ -101,7 +102,11 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     # on a machine of any size; batches of 64 rows are too small to gain from a second thread.
     torch.set_num_threads(int(os.environ.get(THREADS, "1")))
     use_style()
-    return Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
+    run = Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
+    if not run.is_default:
+        print("These are not the stored parameters: tables and figures are of this run, the text")
+        print("and the numbers in it are of the stored one.")
+    return run
 
 
 def output_folder(notebook: str, parameters: Mapping[str, Any]) -> Path:
@@ -134,13 +139,17 @@ class Run:
         self.is_default = parameters == read_parameters(notebook)
         self.folder = output_folder(notebook, parameters)
 
-    def save_figure(self, figure: Figure, name: str) -> None:
-        """Write `figures/NAME.pdf` and `.png`, show the figure below the cell, and close it."""
+    def save_figure(self, figure: Figure, name: str, alt: str = "") -> None:
+        """Write `figures/NAME.pdf` and `.png`, show the figure below the cell, and close it.
+
+        `alt` says what the figure shows to those who do not see it.
+        """
         for ending in ("pdf", "png"):
             content = figure_bytes(figure, ending)
             if not _checking():
                 paths.write_atomically(self.folder / "figures" / f"{name}.{ending}", content)
-        plt.show()
+        shown = {"image/png": figure_bytes(figure, "png", SCREEN_DPI), "text/plain": alt}
+        display(shown, metadata={"image/png": {"alt": alt}}, raw=True)
         plt.close(figure)
 
     def record(self, numbers: Mapping[str, Any], tolerance: float = 1e-6) -> None:

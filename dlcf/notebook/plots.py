@@ -22,6 +22,7 @@ from dlcf.training import History
 
 __all__ = ["figure_bytes", "use_style"]
 
+SCREEN_DPI, PRINT_DPI = 110, 200
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
 Style = dict[str, Any]  # keyword arguments of a drawing
@@ -35,9 +36,9 @@ SPLIT_NAMES = {  # where the name in print is another
 def use_style() -> None:
     """Set the one look of all figures: print sizes, colour-blind-safe palette, light grid."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rc("figure", dpi=110)
+    mpl.rc("figure", dpi=SCREEN_DPI)
     mpl.rc("figure.constrained_layout", use=True)
-    mpl.rc("savefig", dpi=200, bbox="tight")
+    mpl.rc("savefig", bbox="tight")
     mpl.rc("font", size=9)
     mpl.rc("axes", titlesize=9, labelsize=9)
     mpl.rc("axes.spines", top=False, right=False)
@@ -47,12 +48,12 @@ def use_style() -> None:
     mpl.rc("pdf", fonttype=42)
 
 
-def figure_bytes(figure: Figure, ending: str) -> bytes:
+def figure_bytes(figure: Figure, ending: str, dpi: int = PRINT_DPI) -> bytes:
     """The figure as a ``"pdf"`` or ``"png"`` file; the same figure gives the same bytes."""
     # Without these the file would name the day and the version of the library that drew it.
     dated = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, metadata=dated.get(ending, {"Software": None}))
+    figure.savefig(buffer, format=ending, dpi=dpi, metadata=dated.get(ending, {"Software": None}))
     return buffer.getvalue()
 
 
@@ -84,6 +85,8 @@ def long_tail(ratings: pd.DataFrame) -> Figure:
         counts = ratings[column].value_counts().to_numpy()
         axis.loglog(np.arange(1, len(counts) + 1), counts, color=color)
         axis.set(xlabel=f"{unit}, most ratings first (rank)", ylabel="ratings")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         n_half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
         axis.axvline(n_half, color="black", linestyle="--")
         axis.set_title(f"{n_half:,} of {len(counts):,} {unit} hold half of the ratings")
@@ -97,13 +100,11 @@ def activity_over_time(ratings: pd.DataFrame) -> Figure:
     left.bar(year.index, year / 1000, color=BLUE)
     left.set(xlabel="year", ylabel="ratings (thousands)", title="Ratings a year")
     span = ratings.groupby("userId")["timestamp"].agg(lambda t: t.max() - t.min()) / 86400
-    grid = np.concatenate([[0.01], np.logspace(-1.9, np.log10(span.max()), 200)])
-    right.plot(grid, [100 * float((span <= days).mean()) for days in grid], color=ORANGE)
-    right.set_xscale("log")
-    right.axvline(1, color="black", linestyle="--", label="one day")
-    right.set(xlabel="first to last rating (days)", ylabel="users (%)", title="Users come and go")
-    right.set_ylim(0, 100)
-    right.legend()
+    right.plot(np.sort(span), 100 * np.arange(1, len(span) + 1) / len(span), color=ORANGE)
+    right.set(xscale="log", ylim=(0, 100), title="How long users stay", ylabel="users (%)")
+    right.set_xticks([1 / 24, 1, 30, 3650], ["1 hour", "1 day", "1 month", "10 years"])
+    right.set_xlabel("time from first to last rating")
+    right.minorticks_off()
     return figure
 
 
@@ -118,65 +119,77 @@ def genres(table: pd.DataFrame) -> Figure:
     left.barh(table.index, 100 * table["share"], color=BLUE)
     left.set(xlabel="ratings with this genre (%)")
     right.errorbar(table["mean"], table.index, xerr=1.96 * table["error"], fmt="o", color=ORANGE)
-    right.set(xlabel="mean rating (stars, 95% interval)")
+    right.set(xlabel="mean rating (stars)")
     return figure
 
 
-def learning_curves(histories: Mapping[str, History], title: str = "") -> Figure:
-    """Train and validation RMSE by epoch, one panel a model, the best epoch marked."""
+def learning_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
+    """Train and validation RMSE by epoch, one panel a model, one line a seed.
+
+    Of the first seed the best epoch is marked, and where the learning rate changed.
+    """
     width = PAGE if len(histories) > 1 else COLUMN + 1
     figure, axes = _panels(len(histories), 2.7, width, sharey=True)
-    for axis, (name, history) in zip(axes, histories.items(), strict=True):
-        epochs = np.arange(1, len(history.train_loss) + 1)
-        train, validation = np.sqrt(history.train_loss), np.sqrt(history.validation_loss)
-        axis.plot(epochs, train, "o-", markersize=3, color=BLUE, label="train")
-        axis.plot(epochs, validation, "s--", markersize=3, color=ORANGE, label="validation")
-        best = history.best_epoch
-        axis.plot(best, validation[best - 1], "*", markersize=11, color="black", label="best epoch")
+    for axis, (name, (first, *others)) in zip(axes, histories.items(), strict=True):
+        epochs = np.arange(1, len(first.train_loss) + 1)
+        for side, style, color in (("train", "o-", BLUE), ("validation", "s--", ORANGE)):
+            for history in others:
+                axis.plot(epochs, np.sqrt(getattr(history, f"{side}_loss")), color=color, alpha=0.3)
+            losses = np.sqrt(getattr(first, f"{side}_loss"))
+            axis.plot(epochs, losses, style, markersize=3, color=color, label=side)
+        best = first.best_epoch
+        axis.plot(best, losses[best - 1], "*", markersize=9, color="black", label="best epoch")
+        for step in np.flatnonzero(np.diff(first.learning_rate)) + 1.5:
+            axis.axvline(step, color=GREY, linestyle=":", label="learning rate changed")
         axis.set(xlabel="epoch", title=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend()
     axes[0].set_ylabel("RMSE (stars)")
-    if title:
-        figure.suptitle(title)
+    drawn = [axis.get_legend_handles_labels() for axis in axes]
+    entries = {k: v for handles, labels in drawn for k, v in zip(labels, handles, strict=True)}
+    axes[-1].legend(entries.values(), entries, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def factor_map(points: pd.DataFrame) -> Figure:
-    """Movies on two directions of factor space: ``x``, ``y``, ``title`` and bool ``label``."""
-    figure, axis = plt.subplots(figsize=(PAGE, 4.4))
+def factor_map(points: pd.DataFrame, labels: tuple[str, str]) -> Figure:
+    """Movies on two directions of factor space; `labels` say what the axes mean.
+
+    `points` has ``x``, ``y``, ``title``, the most rated first; those have titles that have room.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 4.6))
     axis.scatter(points["x"], points["y"], s=6, color=GREY, alpha=0.6)
-    named = points[points["label"]]
-    axis.scatter(named["x"], named["y"], s=14, color=BLUE)
-    spread, line = np.ptp(points["x"]), 0.035 * np.ptp(points["y"])
-    written: list[tuple[float, float]] = []
-    named = named.sort_values("y")
-    for x, y, title in named[["x", "y", "title"]].itertuples(index=False, name=None):
-        # A title moves up where it would be written over one below it.
-        below = [height for left, height in written if abs(left - x) < 0.3 * spread]
-        height = max([y, *(level + line for level in below)])
-        written.append((x, height))
-        axis.text(x + 0.008 * spread, height + 0.3 * line, title, size=7)
-    axis.set(xlabel="first principal direction", ylabel="second principal direction")
-    axis.margins(x=0.12)
+    letter, line = np.ptp(points["x"]) / 100, np.ptp(points["y"]) / 15
+    written: list[tuple[float, float, float]] = []
+    for x, y, title in points[["x", "y", "title"]].itertuples(index=False, name=None):
+        title = _shorten(title.split(" (")[0], 28)
+        half = letter * len(title) / 2
+        if all(abs(x - u) > half + other or abs(y - v) > line for u, v, other in written):
+            written.append((x, y, half))
+            axis.plot(x, y, "o", markersize=4, color=BLUE)
+            style: Style = {"textcoords": "offset points", "ha": "center", "size": 7}
+            axis.annotate(title, (x, y), (0, 4), **style)
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    axis.margins(x=0.08)
     return figure
 
 
-def architecture(layers: Sequence[tuple[str, str]]) -> Figure:
-    """The network as a row of boxes, each with a title and a detail, input first."""
-    figure, axis = plt.subplots(figsize=(PAGE, 1.9))
-    width, gap = 1.0, 0.28
-    for index, (title, detail) in enumerate(layers):
-        left = index * (width + gap)
-        style = {"boxstyle": "round,pad=0.02", "facecolor": "white", "edgecolor": BLUE}
-        axis.add_patch(mpl.patches.FancyBboxPatch((left, 0), width, 1, **style))
-        axis.text(left + width / 2, 0.72, title, ha="center", va="center", weight="bold", size=7)
-        axis.text(left + width / 2, 0.33, detail, ha="center", va="center", size=6.5)
-        if index:
-            arrow = {"arrowstyle": "->", "color": "black"}
-            axis.annotate("", (left - 0.02, 0.5), (left - gap + 0.02, 0.5), arrowprops=arrow)
-    axis.set(xlim=(-0.05, len(layers) * (width + gap) - gap + 0.05), ylim=(-0.1, 1.1))
+def diagram(boxes: Mapping[str, tuple[float, float, str]], arrows: str) -> Figure:
+    """A network as boxes, each with its place and its text.
+
+    `arrows` is words such as ``"a>b"``: from the box `a` to the box `b`. Boxes whose name begins
+    with ``attention`` are of another colour.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 2.5))
     axis.axis("off")
+    drawn, style = {}, {"ha": "center", "va": "center", "size": 6.5}
+    for name, (x, y, text) in boxes.items():
+        color = ORANGE if name.startswith("attention") else BLUE
+        frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color}
+        drawn[name] = axis.text(x, y, text, bbox=frame, **style)
+    for start, end in (word.split(">") for word in arrows.split()):
+        ends = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
+        arrow = {"arrowstyle": "->", "color": "black", **ends}
+        axis.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=arrow)
+    axis.set_xlim(-0.5, max(x for x, _, _ in boxes.values()) + 0.5)
     return figure
 
 
@@ -267,12 +280,11 @@ def pairwise_matrix(difference: pd.DataFrame, significant: pd.DataFrame, label: 
     return figure
 
 
-def curves(
-    tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str, log_x: bool = False
-) -> Figure:
-    """Lines with bands, one panel a table.
+def curves(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str = "") -> Figure:
+    """Lines with bands, one panel a table, over a logarithmic axis.
 
-    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``.
+    `tables` maps a title to a frame with columns ``model``, ``x``, ``mean``, ``low``, ``high``, and
+    ``bin`` where places have names; without a `y_label` the titles say what is shown.
     """
     figure, axes = _panels(len(tables), 3.0)
     markers, palette = "os^vDP*Xd<>", sns.color_palette("colorblind")
@@ -282,10 +294,24 @@ def curves(
             axis.plot(line["x"], line["mean"], label=model, markersize=3.5, linewidth=1, **style)
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             axis.fill_between(line["x"], line["low"], line["high"], **band)
-        axis.set(xlabel=x_label, title=SPLIT_NAMES.get(title, title))
-        if log_x:
-            axis.set_xscale("log")
-    axes[0].set_ylabel(y_label)
+        axis.set(xlabel=x_label, xscale="log", ylabel=y_label or title)
+        ticks = {x: str(x) for x in (1, 2, 5, 10, 20, 50)}
+        if "bin" in table:
+            ticks = dict(zip(table["x"], table["bin"], strict=True))
+        axis.set_xticks(list(ticks), list(ticks.values()), rotation=45 if "bin" in table else 0)
+        axis.minorticks_off()
+        axis.set_title(SPLIT_NAMES.get(title, title) if y_label else "")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def genre_shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Shares of genres, one panel a table: index genre, a column and a bar for each source."""
+    figure, axes = _panels(len(tables), 3.6, sharex=True, sharey=True)
+    colors = [GREY, ORANGE, BLUE, GREEN]
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        (100 * table[::-1]).plot.barh(ax=axis, width=0.8, color=colors, legend=False)
+        axis.set(xlabel="movies (%)", ylabel="", title=title)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -341,7 +367,7 @@ def protocol_effects(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 
 def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -> Figure:
-    """How many times faster than the plain way, and what time and memory cost by size.
+    """How many times as fast as a reference, from 1, and what time and memory cost by size.
 
     The tables are :func:`~dlcf.notebook.bench_tables.ratio_table`, `size_table` and
     `vocabulary_table`.
@@ -351,13 +377,11 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
     figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=(2, 1, 1))
     place = np.arange(len(ratios))[::-1]
     left = axes["R"]
-    left.barh(place, ratios["ratio"], color=BLUE, height=0.6, label="measured")
-    left.scatter(ratios["target"], place, marker="|", s=200, color="black", label="target")
-    left.set(xscale="log", xlabel="times the plain way's speed", yticks=place)
+    left.barh(place, ratios["ratio"] - 1, left=1, color=BLUE, height=0.6)
+    left.set(xscale="log", xlabel="times as fast as the reference", yticks=place)
     left.set_yticklabels([textwrap.fill(name, 24) for name in ratios.index])
-    left.axvline(1, color=GREY, linestyle="--")
-    above = {"loc": "lower center", "ncols": 2, "frameon": False}
-    left.legend(bbox_to_anchor=(0.4, 1.0), **above)
+    left.axvline(1, color="black", linewidth=0.8)
+    left.xaxis.set_major_formatter("{x:g}")
     colors = {"deepcf": BLUE, "mf": ORANGE}
     for panel, column, unit, label in (
         ("E", "fit_s", 1.0, "one epoch (s)"),
@@ -372,6 +396,7 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
             style = {"marker": "o", "color": colors[str(model)], "label": f"{model}, {how}"}
             axes["S"].plot(rows["rows"], rows[column], line, **style)
     axes["S"].set(xlabel="users and movies", ylabel="one step (ms)")
+    above: Style = {"loc": "lower center", "ncols": 2, "frameon": False}
     axes["S"].legend(fontsize="small", bbox_to_anchor=(0.45, 1.0), **above)
     for panel in "EMS":
         axes[panel].set(xscale="log", yscale="log")

@@ -1,4 +1,4 @@
-"""The README's tables from `results/`: ``python -m dlcf.notebook.report`` rewrites them."""
+"""Tables of README and docs/ from `results/`: ``python -m dlcf.notebook.report`` makes them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
 from dlcf.studies.compare import load_comparison
 
-__all__ = ["HEADLINE", "bench_table", "comparison_table", "headline_table", "update_readme"]
+__all__ = ["HEADLINE", "bench_table", "comparison_table", "headline_table"]
+__all__ += ["update_pages", "with_tables"]
 
 HEADLINE = "04_evaluation"
+PAGES = ("README.md", "docs/speed.md")
 ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `bias` does
 
 
@@ -43,6 +45,7 @@ def comparison_table(path: Path | None = None) -> str:
     committed file by default.
     """
     splits = load_comparison(path)["splits"]
+    splits = {how: part for how, part in splits.items() if how != "global-temporal"}
     header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
     first = next(iter(splits.values()))["models"]
     rows = []
@@ -71,21 +74,24 @@ def bench_table(path: Path | None = None) -> str:
     return _markdown(header, rows)
 
 
-def readme_with_tables(readme: str) -> str:
-    """The README's text with its tables made anew."""
-    for name, table in (("results", comparison_table()), ("bench", bench_table())):
+def with_tables(text: str) -> str:
+    """A page's text with its tables made anew; ValueError where it has no place for any."""
+    found = False
+    for name, table in (("results", comparison_table), ("bench", bench_table)):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         block = re.compile(f"{begin}.*?{end}", re.DOTALL)
-        if not block.search(readme):
-            raise ValueError(f"README.md has no block between {begin} and {end}; put it back")
-        readme = block.sub(f"{begin}\n{table}\n{end}", readme)
-    return readme
+        if block.search(text):
+            found, text = True, block.sub(f"{begin}\n{table()}\n{end}", text)
+    if not found:
+        raise ValueError("the page has no <!-- results:begin --> ... <!-- results:end -->")
+    return text
 
 
-def update_readme() -> None:
-    """Rewrite README.md in place."""
-    path = paths.ROOT / "README.md"
-    paths.write_atomically(path, readme_with_tables(path.read_text(encoding="utf-8")))
+def update_pages() -> None:
+    """Rewrite the pages with generated tables in place."""
+    for page in PAGES:
+        path = paths.ROOT / page
+        paths.write_atomically(path, with_tables(path.read_text(encoding="utf-8")))
 
 
 def _duration(seconds: float) -> str:
@@ -104,4 +110,4 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    update_readme()
+    update_pages()

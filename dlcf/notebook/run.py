@@ -54,17 +54,19 @@ def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> flo
 def keep_outputs(executed: Path) -> None:
     """Put an executed notebook in place of the one in `notebooks/`, less what changes by itself.
 
-    Times, papermill's records and widget states go; sources, tags and outputs stay.
+    Times, papermill's records and widget states go; sources, tags, folded cells, outputs and the
+    images' alternative texts stay. The file is what JupyterLab would save.
     """
     notebook = nbformat.read(executed, as_version=4)
-    kernel = notebook.metadata["kernelspec"]
-    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    kept = ("kernelspec", "language_info")
+    notebook.metadata = {key: notebook.metadata[key] for key in kept}
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = {"tags": tags} if tags else {}
+        kept = ("jupyter", "tags")
+        cell.metadata = {key: cell.metadata[key] for key in kept if cell.metadata.get(key)}
         for output in cell.get("outputs", []):
             if "metadata" in output:
-                output["metadata"] = {}
+                image = output["metadata"].get("image/png", {}).get("alt")
+                output["metadata"] = {"image/png": {"alt": image}} if image else {}
     paths.write_atomically(paths.NOTEBOOKS / executed.name, nbformat.writes(notebook) + "\n")
 
 

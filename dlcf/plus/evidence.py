@@ -74,12 +74,13 @@ class Evidence:
 
 
 class Context:
-    """What can be known from a visible set of ratings: at least one, and no other counts.
+    """What can be known from a visible set of ratings: no other counts.
 
-    `side` is of all movies that pairs may name, in column order.
+    `side` is of all movies that pairs may name, in column order; `mean` stands where no rating is
+    visible.
     """
 
-    def __init__(self, data: Interactions, side: SideInformation) -> None:
+    def __init__(self, data: Interactions, side: SideInformation, mean: float = 0.0) -> None:
         data = data.take(np.lexsort((data.timestamps, data.users)))
         users, movies, self.side = data.users, data.movies, side
         self.movies, self.ratings = movies, data.ratings.astype(float)
@@ -87,7 +88,9 @@ class Context:
         self.user_count = np.bincount(users, minlength=data.n_users)
         self.movie_count = np.bincount(movies, minlength=data.n_movies)
         self.start = np.concatenate([[0], np.cumsum(self.user_count)])
-        self.mean, user_bias, self.movie_bias = fit_biases(data, sweeps=10)
+        unknown = mean, np.zeros(data.n_users), np.zeros(data.n_movies)
+        biases = fit_biases(data, sweeps=10) if len(data) else unknown
+        self.mean, user_bias, self.movie_bias = biases
         movie_weight = self.movie_count + MOVIE_DAMPING
         centred = self.ratings - self.mean
         residual = centred - self.movie_bias[movies] - user_bias[users]
@@ -96,7 +99,8 @@ class Context:
         total = self.movie_bias[movies] * movie_weight[movies]
         self.deviation = centred - (total - own) / (movie_weight[movies] - 1)
         squares = np.bincount(movies, residual**2, data.n_movies)
-        self.movie_spread = np.sqrt((squares + 3 * residual.var()) / (self.movie_count + 3))
+        spread = residual.var() if len(data) else 0.0
+        self.movie_spread = np.sqrt((squares + 3 * spread) / (self.movie_count + 3))
         usual = np.bincount(users, self.deviation, data.n_users) / (self.user_count + 1)
 
         def grid(values: Values | float) -> NDArray[np.float32]:
@@ -136,9 +140,9 @@ class Context:
 
     def feature_names(self) -> tuple[list[str], list[str]]:
         """What the columns of `Evidence.user` and `Evidence.movie` hold."""
-        movies, times = np.zeros(1, np.int64), np.zeros(1)
-        of_user = self.user_evidence(0, times, self.kernels(0, movies, times))
-        return list(of_user), list(self.movie_evidence(0, movies, times))
+        movies, times, user = np.zeros(1, np.int64), np.zeros(1), int(self.user_count.argmax())
+        of_user = self.user_evidence(user, times, self.kernels(user, movies, times))
+        return list(of_user), list(self.movie_evidence(user, movies, times))
 
     def history(self, user: int) -> slice:
         """Where the user's ratings are, in the order of their times."""
@@ -335,21 +339,23 @@ class EvidenceRecommender(HistoryRecommender):
         return ratings
 
     def evidence(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """What the fixed kernels say of pairs of users of train, before any network reads it.
+        """What the fixed kernels say of pairs, before any network reads it.
 
         One row a pair, with the index of `pairs`; columns are (side, name) of
-        :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`.
+        :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`. ValueError where nothing
+        that the user rated is visible, but at most the rating of the pair itself.
         """
         users, known, _, _ = self.positions(pairs)
-        if not known.all():
-            unknown = pairs["userId"].to_numpy()[~known][0]
-            raise ValueError(f"pairs: user {unknown} has no rating in train, so no evidence")
         movies = self._columns(pairs["movieId"].to_numpy())
         times = self._times(users, self._stamps(pairs))
         sides = zip(("user", "movie"), self.context.feature_names(), strict=True)
         names = [(side, name) for side, of_side in sides for name in of_side]
         values = np.empty((len(pairs), len(names)))
         for context, rows in self._contexts(users, movies):
+            blind = rows[~known[rows] | (context.user_count[users[rows]] == 0)]
+            if len(blind):
+                user = pairs["userId"].iloc[blind[0]]
+                raise ValueError(f"pairs: user {user} has no other rating in train, so no evidence")
             found = context.describe(users[rows], movies[rows], times[rows], 1)
             values[rows] = np.concatenate([found.user, found.movie], axis=1)
         columns = pd.MultiIndex.from_tuples(names, names=["side", "name"])
@@ -393,8 +399,8 @@ class EvidenceRecommender(HistoryRecommender):
         self.data = replace(data, n_movies=n_columns)
         self._timed = bool(data.timestamps.any())
         self._fold = folds_of(len(data), self.folds, self.seed)
-        self.context = Context(self.data, self.side)
-        self._latest = self.context.times[self.context.start[1:] - 1]
+        self.context = Context(self.data, self.side, self._mean)
+        self._latest = np.append(self.context.times, 0.0)[self.context.start[1:] - 1]
 
     def _contexts(self, users: Index, movies: Index) -> Iterator[tuple[Context, Index]]:
         """The context that each pair is seen from, with the rows of its pairs.
@@ -403,12 +409,13 @@ class EvidenceRecommender(HistoryRecommender):
         """
         keys = self.data.users * self.data.n_movies + self.data.movies
         wanted = users * self.data.n_movies + movies
-        position = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        fold = np.where(keys[position] == wanted, self._fold[position], -1)
+        position = np.searchsorted(keys, wanted)
+        rated = np.append(keys, -1)[position] == wanted
+        fold = np.where(rated, np.append(self._fold, -1)[position], -1)
         for k in np.unique(fold):
             context = self.context
             if k >= 0:
-                context = Context(self.data.take(self._fold != k), self.side)
+                context = Context(self.data.take(self._fold != k), self.side, self._mean)
             yield context, np.flatnonzero(fold == k)
 
     def _columns(self, movie_ids: NDArray[Any]) -> Index:

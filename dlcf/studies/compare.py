@@ -6,12 +6,12 @@ cache, so that a comparison that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
-from itertools import combinations
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from dlcf.analysis.beyond import measure
+from dlcf.analysis.beyond import measure, to_the_day
 from dlcf.analysis.cold import describe_split
-from dlcf.analysis.statistics import compare_tables, holm, interval_over_seeds
+from dlcf.analysis.statistics import compare_all, holm, interval_over_seeds
 from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import PROTOCOLS, evaluate
 from dlcf.models.base import Recommender
@@ -32,13 +32,14 @@ from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import split
 from dlcf.studies.cache import code_version, digest_of, fit_cached
-from dlcf.studies.results import INTERVAL, interval_frame, load_results, options, provenance
+from dlcf.studies.results import INTERVAL, SPLITS, interval_frame, load_results, options, provenance
 
 __all__ = ["Job", "calibration_table", "compare", "count_table", "curve_table", "interval_table"]
 __all__ += ["load_comparison", "main", "pair_table", "run_job", "run_jobs", "study"]
 
 RESULTS_NAME = "comparison.json"
 TABLES = ("errors", "lists")  # of each study, by user, for paired tests
+PERMUTATIONS = 100_000  # of each test
 Results = Mapping[str, Any]  # a comparison, from `load_comparison`
 
 
@@ -47,7 +48,9 @@ class Job:
     """One model, fitted on one split and measured under the protocols named.
 
     `weights` names the epochs to report of a network: ``("last",)``, ``("last", "best")``, ...;
-    models without epochs are reported once. `label` is the model's name in the results.
+    models without epochs are reported once. `label` is the model's name in the results, `changes`
+    are settings of the fitted model to try too, by what is put behind the label. If `days`, times
+    are to the day, in train as well: no more than what `fm-side` reads.
     """
 
     model: str
@@ -60,11 +63,15 @@ class Job:
     k: int = 10
     threshold: float = 4.0
     label: str = ""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    days: bool = False
 
     def fit(self) -> tuple[Recommender, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """The fitted model (from the cache where it is there), train, test and movies."""
         torch.set_num_threads(1)
         train, test = split(load_ratings(self.dataset), self.split, seed=self.seed)
+        if self.days:
+            train, test = to_the_day(train), to_the_day(test)
         movies = load_movies(self.dataset)
         model = fit_cached(self.model, train, movies=movies, seed=self.seed, **self.settings)
         return model, train, test, movies
@@ -72,11 +79,15 @@ class Job:
     def variants(self, model: Recommender) -> Iterable[tuple[str, Recommender]]:
         """The model under each name that it is reported by, with the weights of that name."""
         label = self.label or self.model
-        if not (isinstance(model, NetworkRecommender) and self.weights):
-            yield label, model
+        if isinstance(model, NetworkRecommender) and self.weights:
+            for which in self.weights:
+                yield f"{label} ({which} epoch)", model.use_weights(which)
             return
-        for which in self.weights:
-            yield f"{label} ({which} epoch)", model.use_weights(which)
+        yield label, model
+        for name, values in self.changes.items():
+            changed = copy.copy(model)
+            vars(changed).update(values)
+            yield f"{label}, {name}", changed
 
 
 def run_job(job: Job) -> dict[str, dict[str, Any]]:
@@ -93,10 +104,7 @@ def run_job(job: Job) -> dict[str, dict[str, Any]]:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int | None = None, function: Any = run_job) -> list[Any]:
-    """`run_job` or `study` of each job; put the longest first.
-
-    The numbers do not depend on `workers`, processes of one thread each, one a core by default.
-    """
+    """`run_job` or `study` of each job in processes of one thread each; put the longest first."""
     return map_in_processes(function, jobs, workers, "fits")
 
 
@@ -110,8 +118,7 @@ def study(job: Job) -> dict[str, dict[str, Any]]:
         model, train, test, movies = job.fit()
         numbers = {}
         for index, (label, variant) in enumerate(job.variants(model)):
-            found = measure(variant, train, test, movies, job.k, job.threshold)
-            numbers[label], *tables = found
+            numbers[label], *tables = measure(variant, train, test, movies, job.k, job.threshold)
             for name, table in zip(TABLES, tables, strict=True):
                 content = table.to_csv(float_format="%.17g")
                 paths.write_atomically(folder / f"{name}-{index}.csv", content)
@@ -128,8 +135,9 @@ def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
     """Study all jobs and put them side by side: ``provenance``, and ``splits`` by name.
 
     Each holds ``models``: label -> numbers, each ``[mean, low, high]`` over the seeds (95%,
-    Student's t), and ``pairs``: paired tests over users of all pairs of models in RMSE and in
-    NDCG@10 of the full protocol, p-values by Holm's method within each metric.
+    Student's t), but ``over users`` of users drawn anew, as seeds may test the same ratings. And
+    ``pairs``: paired tests over users in RMSE and NDCG@10 of the full protocol, but for `OUTDONE`
+    also in RMSE of parts of the test set and without times; Holm's p-values within each metric.
     """
     found = run_jobs(jobs, workers, study)
     splits: dict[str, Any] = {}
@@ -139,7 +147,9 @@ def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
         for label, measured in (item for result in of_split for item in result.items()):
             by_label.setdefault(label, []).append(measured)
         models = {m: _over_seeds([one["numbers"] for one in by_label[m]]) for m in by_label}
-        splits[how] = {"models": models, "pairs": _pairs(by_label)}
+        over_users, pairs = _over_users(by_label)
+        models = {m: values | {"over users": over_users[m]} for m, values in models.items()}
+        splits[how] = {"models": models, "pairs": pairs}
     return {"provenance": _provenance(jobs), "splits": splits}
 
 
@@ -151,25 +161,29 @@ def load_comparison(path: Path | None = None) -> dict[str, Any]:
 def interval_table(comparison: Results, split: str, *names: str) -> pd.DataFrame:
     """One metric of all models, best first: ``mean``, ``low``, ``high``.
 
-    `names` are the path of the metric: ``"rmse"``, or ``"full", "ndcg"``, ... RMSE and MAE ascend,
-    everything else descends.
+    `names` lead to the metric: ``"rmse"``; ``"full", "ndcg"``; ``"parts", "warm pairs", "rmse"``;
+    ``"parts", "all", "rmse, no times"``; ... RMSE and MAE ascend, everything else descends.
     """
     models = comparison["splits"][split]["models"]
     table = interval_frame({m: reduce(getitem, names, value) for m, value in models.items()})
-    return table.sort_values("mean", ascending=names[0] in ("rmse", "mae"), kind="stable")
+    ascending = names[-1].startswith(("rmse", "mae"))
+    return table.sort_values("mean", ascending=ascending, kind="stable")
 
 
 def pair_table(comparison: Results, split: str, metric: str) -> pd.DataFrame:
     """The paired tests of one metric, each pair in both directions.
 
-    Index (first, second); ``difference``, ``low``, ``high``, ``p_holm``.
+    Index (first, second); ``difference``, ``low``, ``high``, ``p_holm``; ``at_floor`` is 1 where no
+    permutation differed as much, so that the p-value is at most what is said: print it with "≤".
     """
     rows = pd.DataFrame(comparison["splits"][split]["pairs"])
     rows = rows[rows["metric"] == metric]
+    least = 1 / (1 + comparison["provenance"].get("permutations", 10_000))
+    rows = rows.assign(at_floor=(rows["p_value"] < 1.5 * least).astype(float))
     back = rows.rename(columns={"first": "second", "second": "first"})
     back = back.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
     both = pd.concat([rows, back]).set_index(["first", "second"])
-    return both[["difference", "low", "high", "p_holm"]]
+    return both[["difference", "low", "high", "p_holm", "at_floor"]]
 
 
 def _bins(comparison: Results, split: str, models: Sequence[str], of: str) -> Iterator[Any]:
@@ -189,10 +203,7 @@ def curve_table(
 
 
 def count_table(comparison: Results, split: str, models: Sequence[str], of: str) -> pd.DataFrame:
-    """RMSE by training ratings of the ``"movie"`` or the ``"user"``.
-
-    ``x`` is the lower end of the ``bin``, 0.5 for none.
-    """
+    """RMSE by ratings of a ``"movie"`` or ``"user"``; ``x`` is the bin's low end, 0.5 for none."""
     rows = [
         (model, name, max(float(re.split("[-+]", name)[0]), 0.5), *values["rmse"])
         for model, name, values in _bins(comparison, split, models, f"rmse by ratings of the {of}")
@@ -204,8 +215,7 @@ def count_table(comparison: Results, split: str, models: Sequence[str], of: str)
 def calibration_table(comparison: Results, split: str, model: str, of: str) -> pd.DataFrame:
     """Means over the seeds of what a model says and what comes of it, by bin.
 
-    `of` is ``"strength"`` (outcome: share at or above the threshold) or ``"rating"``. Index the
-    lower end of each bin; ``confidence``, ``outcome``, ``cases``.
+    Of the ``"strength"`` (outcome: share at or above the threshold) or ``"rating"``, by low ends.
     """
     bins = comparison["splits"][split]["models"][model]["calibration"][of]
     rows = {float(low): {k: v[0] for k, v in values.items()} for low, values in bins.items()}
@@ -214,12 +224,13 @@ def calibration_table(comparison: Results, split: str, model: str, of: str) -> p
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given = options("compare", __doc__, RESULTS_NAME, arguments, PLAN)
+    given = options("compare", __doc__, RESULTS_NAME, arguments, PLAN, (*SPLITS, "global-temporal"))
     jobs = [
         Job(dataset=given.dataset, split=how, seed=seed, label=label, **PLAN[label])
         for label in given.models
         for how in given.splits
         for seed in given.seeds
+        if how in SPLITS or label not in OUTDONE or given.models != list(PLAN)
     ]
     paths.write_json(given.output, compare(jobs, given.workers))
     print(f"{len(jobs)} fits compared: {given.output}")
@@ -230,15 +241,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 PLAN: dict[str, dict[str, Any]] = {
     "deepcf": {"model": "deepcf", "weights": ("last", "best")},
     "deepcf, ranking output": {
-        "model": "deepcf",
-        "settings": {"ranking_weight": 2.0, "epochs": 4},
-        "weights": ("best",),
+        "model": "deepcf", "settings": {"ranking_weight": 2.0, "epochs": 4}, "weights": ("best",),
     },
-}
-ALONE = (
+    "deepcf-plus, days": {"model": "deepcf-plus", "days": True},
+}  # fmt: skip
+REST = (
     "deepcf-plus fm-side fm-implicit fm svdpp ease mf ials item-knn user-knn rp3beta popular bias"
 )
-PLAN |= {name: {"model": name} for name in [*ALONE.split(), "global-mean"]}
+PLAN |= {name: {"model": name} for name in [*REST.split(), "global-mean"]}
+PLAN["deepcf-plus"]["changes"] = {"not re-ranked": {"rerank": 0.0}}
+# Not fitted on the global-temporal split: each has its like that does better.
+OUTDONE = {"deepcf, ranking output", "fm-implicit", "svdpp", "user-knn", "rp3beta", "global-mean"}
 
 
 def _over_seeds(values: Sequence[Any]) -> Any:
@@ -249,31 +262,35 @@ def _over_seeds(values: Sequence[Any]) -> Any:
     return interval_over_seeds(values)
 
 
-def _pairs(by_label: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _over_users(by_label: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Any, Any]:
+    """By label and metric, intervals over users; and the paired tests, as rows."""
+    columns = next(iter(by_label.values()))[0]["errors"].columns
+    parts = [of.removeprefix("squared") for of in columns if of.startswith("squared")]
+    intervals: dict[str, dict[str, list[float]]] = {label: {} for label in by_label}
     tests: list[dict[str, Any]] = []
-    for metric, table in (("rmse", "errors"), ("ndcg", "lists")):
-        rows = []
-        for first, second in combinations(by_label, 2):
-            tables = [[one[table] for one in by_label[label]] for label in (first, second)]
-            found = compare_tables(tables[0], tables[1], metric)
-            rows.append({"first": first, "second": second, **found.as_dict()})
-        for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-            row["p_holm"] = float(corrected)
-        tests += rows
-    return [
-        {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in tests
-    ]
+    strong = [m for m in by_label if re.sub(r" \(.*", "", m) not in OUTDONE] or list(by_label)
+    for metric in ["ndcg", *(f"rmse{of}" for of in parts if not of.endswith("day"))]:
+        table = "lists" if metric == "ndcg" else "errors"
+        labels = by_label if metric in ("rmse", "ndcg") else strong
+        tables = {label: [one[table] for one in by_label[label]] for label in labels}
+        of_models, of_pairs = compare_all(tables, metric, permutations=PERMUTATIONS)
+        for label, interval in of_models.items():
+            intervals[label][metric] = [round(v, 5) for v in interval.as_dict().values()]
+        corrected = holm([found.p_value for found in of_pairs.values()])
+        for ((first, second), found), p in zip(of_pairs.items(), corrected, strict=True):
+            row = {"first": first, "second": second, **found.as_dict(), "p_holm": float(p)}
+            tests.append({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+    return intervals, tests
 
 
 def _provenance(jobs: Sequence[Job]) -> dict[str, Any]:
-    first = jobs[0]
+    data, k, threshold = jobs[0].dataset, jobs[0].k, jobs[0].threshold
     tests = {}
     for how, seed in dict.fromkeys((job.split, job.seed) for job in jobs):
-        report = describe_split(*split(load_ratings(first.dataset), how, seed=seed))
-        tests[f"{first.dataset}, {how}, seed {seed}"] = report.test_sha256
-    about = {"test size": 0.2, "k": first.k, "threshold": first.threshold}
-    computed = provenance(first.dataset, [job.seed for job in jobs])
-    return {**computed, **about, "test pairs sha256": tests}
+        report = describe_split(*split(load_ratings(data), how, seed=seed))
+        tests[f"{data}, {how}, seed {seed}"] = report.test_sha256
+    about = {"test size": 0.2, "k": k, "threshold": threshold, "permutations": PERMUTATIONS}
+    return {**provenance(data, [j.seed for j in jobs]), **about, "test pairs sha256": tests}
 
 
 def _digest(job: Job) -> str:

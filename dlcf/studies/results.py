@@ -33,6 +33,7 @@ def options(
     output: str,
     arguments: Sequence[str] | None,
     models: Iterable[str] = (),
+    reported: Sequence[str] = SPLITS,
 ) -> argparse.Namespace:
     """What is given to a study over splits and seeds that writes `output` to `results/`.
 
@@ -41,7 +42,7 @@ def options(
     parser = argparse.ArgumentParser(prog=f"dlcf {command}", description=description)
     parser.add_argument("--dataset", default=DATASET)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=splits.SPLITS)
+    parser.add_argument("--splits", nargs="+", default=list(reported), choices=splits.SPLITS)
     if models:
         parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")

@@ -10,6 +10,7 @@ from scipy import stats
 import dlcf
 from dlcf.analysis.statistics import (
     clustered_correlations,
+    compare_all,
     compare_models,
     compare_tables,
     holm,
@@ -80,6 +81,42 @@ def test_identical_models_do_not_differ() -> None:
     same = table(np.linspace(0, 1, 9))
     found = compare_tables([same], [same], "ndcg")
     assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_all_pairs_at_once_are_what_each_is_alone() -> None:
+    """In a part of the ratings, which some users have none of; they are no evidence."""
+    generator = np.random.default_rng(4)
+    count = np.where(np.arange(60) < 20, 0, 1 + np.arange(60) % 5)
+    tables = {
+        name: [
+            pd.DataFrame({"squared, warm": count * generator.random(60), "ratings, warm": count})
+        ]
+        for name in ("a", "b", "c")
+    }
+    intervals, pairs = compare_all(tables, "rmse, warm", resamples=2000, permutations=2000)
+    assert list(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for (first, second), found in pairs.items():
+        alone = compare_tables(tables[first], tables[second], "rmse, warm", resamples=2000)
+        assert found.as_dict() == pytest.approx(alone.as_dict())
+        assert found.users == 40
+        gap = intervals[first].mean - intervals[second].mean
+        assert found.difference == pytest.approx(gap)
+    of_a = tables["a"][0].to_numpy()[20:]
+    draws = [of_a[generator.integers(40, size=40)].sum(axis=0) for _ in range(4000)]
+    values = [(squared / ratings) ** 0.5 for squared, ratings in draws]
+    interval = intervals["a"]
+    assert interval.mean == pytest.approx((of_a[:, 0].sum() / of_a[:, 1].sum()) ** 0.5)
+    assert (interval.low, interval.high) == pytest.approx(
+        np.quantile(values, [0.025, 0.975]), abs=0.01
+    )
+
+
+def test_more_permutations_find_smaller_p_values() -> None:
+    better, base = table(np.arange(200) % 7 + 1.0), table(np.arange(200) % 7 + 0.0)
+    both = {"better": [better], "base": [base]}
+    for permutations in (999, 10_001):  # the second in more than one block
+        _, pairs = compare_all(both, "ndcg", resamples=50, permutations=permutations)
+        assert pairs["better", "base"].p_value == pytest.approx(1 / (1 + permutations))
 
 
 def test_any_pair_of_fitted_models_can_be_compared(toy_ratings: pd.DataFrame) -> None:

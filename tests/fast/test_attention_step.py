@@ -177,7 +177,7 @@ def test_the_loss_curve_is_the_textbook_loops(ratings: pd.DataFrame) -> None:
     sample = ratings.sample(10000, random_state=0)
     users = torch.from_numpy(np.unique(sample["userId"], return_inverse=True)[1])
     movies = torch.from_numpy(np.unique(sample["movieId"], return_inverse=True)[1])
-    batch = users, movies, torch.from_numpy(sample["rating"].to_numpy())
+    batch = users, movies, torch.tensor(sample["rating"].to_numpy())
     train, validation = (tuple(t[part] for t in batch) for part in (slice(8000), slice(8000, None)))
     curves = [
         np.array([losses(train, validation, seed, 3) for seed in range(5)])

@@ -11,18 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from toy_models import TINY
 
 import dlcf
 from dlcf.models.base import Recommender
 from dlcf.registry import available, load_model, make
 from dlcf.runtime.saving import read_folder, write_folder
-
-TINY: dict[str, dict[str, Any]] = {
-    "deepcf": {"epochs": 1, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)},
-    "deepcf-plus": {"epochs": 1, "folds": 2, "cuts": (0.5,), "candidates": 5, "history_size": 4},
-    "mf": {"epochs": 1, "factors": 3},
-    "svdpp": {"epochs": 1, "factors": 3},
-}
 
 
 def state(model: Recommender, ratings: pd.DataFrame) -> list[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toy_models import OPTIONAL
 
 import dlcf
 from dlcf.baselines.svdpp import ImplicitFactorNetwork
@@ -45,8 +46,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "ials": {"factors": 6, "iterations": 3, "regularization": 0.5},
     "rp3beta": {"neighbors": 10},
 }
-# The library that a model is fitted with, where it is an optional one.
-OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}
 # For each hyper-parameter a value that must change the predictions; `device` must not.
 OTHER: dict[str, Any] = {
     "user_damping": 50.0,
@@ -78,7 +77,7 @@ OTHER: dict[str, Any] = {
     "burn_in": 6,
     "samples": 3,
     "iterations": 5,
-    "alpha": 3.0,
+    "alpha": 5.0,
     "beta": 0.9,
     "positive_threshold": 3.0,
     "rating_weight": 0.2,

@@ -113,7 +113,7 @@ def study(checkout: Path) -> Path:
         ("MODELS", "1", "toy: MODELS is 1; give 2 or more"),
         ("USERS", "0", "toy: USERS is 0; give 1 or more"),
         ("SPLIT", "foo", "toy: SPLIT is 'foo'; give one of random, user-temporal, "),
-        ("DATASET", "nope", "toy: DATASET is 'nope'; give a folder or one of ml-latest-small, "),
+        ("DATASET", "nope", "toy: DATASET: unknown data set 'nope'; use one of ml-latest-small, "),
         ("DATASET", "7", "toy: DATASET is 7; give str"),
     ],
 )
@@ -306,13 +306,13 @@ def test_kept_notebooks_lose_what_changes_by_itself(checkout: Path) -> None:
 
 
 def test_the_report_replaces_only_its_block(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no block"):
-        report.readme_with_tables("nothing here")
+    with pytest.raises(ValueError, match="results:begin"):
+        report.with_tables("nothing here")
     blocks = "".join(f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->\n" for n in ("results", "bench"))
     text = f"before\n{blocks}after\n"
-    made = report.readme_with_tables(text)
+    made = report.with_tables(text)
     assert made.startswith("before\n") and made.endswith("after\n") and "old" not in made
-    assert report.readme_with_tables(made) == made
+    assert report.with_tables(made) == made
 
 
 def test_an_interrupted_write_leaves_the_old_file(

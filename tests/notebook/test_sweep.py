@@ -19,7 +19,7 @@ from dlcf.runtime import paths
 
 needs_snakemake = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None,
-    reason='Snakemake is not installed: pip install "dlcf[sweep]" (Python 3.11 or later)',
+    reason='Snakemake is not installed: pip install "dlcf[sweep]"',
 )
 PATIENCE = 1800  # seconds; only a machine that is very busy needs more than half a minute
 # It writes down when it starts. While the file `hold` is there, only the first job comes to an end.

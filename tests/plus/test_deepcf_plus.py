@@ -356,6 +356,20 @@ class TestData:
         with pytest.raises(ValueError, match="user -5"):
             model.evidence(pairs.assign(userId=-5))
 
+    def test_there_is_no_evidence_where_nothing_else_is_rated(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        first, other = toy_ratings.iloc[[0]], toy_ratings.iloc[[700]]
+        user = int(first["userId"].iloc[0])
+        rated = model.ratings_of(user)["movieId"].tolist()
+        alone = model.revised(user, dict.fromkeys(rated[1:]))
+        empty = alone.revised(user, {rated[0]: None})
+        for served, movie in ((alone, rated[0]), (empty, rated[0]), (empty, -1)):
+            assert isinstance(served, DeepCFPlus)
+            with pytest.raises(ValueError, match=f"user {user} has no other rating in train"):
+                served.evidence(pd.DataFrame({"userId": [user], "movieId": [movie]}))
+            assert np.isfinite(served.evidence(other)).all(axis=None)
+
     def test_a_saved_model_is_small_and_explains_the_same(
         self, model: DeepCFPlus, tmp_path: Path
     ) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import dlcf
 from dlcf.analysis.statistics import mean_interval
+from dlcf.metrics import mae, rmse
 from dlcf.runtime import paths
 from dlcf.studies import compare
 from dlcf.studies.compare import (
@@ -20,15 +22,18 @@ from dlcf.studies.compare import (
     run_jobs,
     study,
 )
+from dlcf.studies.results import SPLITS
 
 
 @pytest.fixture(scope="module")
 def dataset(
     tmp_path_factory: pytest.TempPathFactory, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> str:
-    """The toy world as a folder in MovieLens form."""
+    """The toy world as a folder in MovieLens form; the last six users come after all others."""
     folder = tmp_path_factory.mktemp("toy")
-    toy_ratings.to_csv(folder / "ratings.csv", index=False)
+    late = 10**9 * (toy_ratings["userId"].rank(method="dense") > 34)
+    ratings = toy_ratings.assign(timestamp=toy_ratings["timestamp"] + late)
+    ratings.to_csv(folder / "ratings.csv", index=False)
     movies = toy_movies.assign(
         title=toy_movies["title"] + " (1999)", genres=toy_movies["genres"].str.join("|")
     )
@@ -100,6 +105,96 @@ def test_a_comparison_holds_intervals_and_pairs(
     assert provenance["seeds"] == [0, 1, 2]
     assert len(provenance["test pairs sha256"]) == 3
     assert all(len(digest) == 64 for digest in provenance["test pairs sha256"].values())
+
+
+def test_parts_and_times_are_measured_apart(
+    dataset: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the global-temporal split there are new users; deepcf-plus alone reads the time."""
+    few = {"embedding_size": 4, "folds": 2, "epochs": 1, "cuts": (0.5,), "candidates": 10}
+    jobs = [
+        Job("deepcf-plus", dataset, "global-temporal", 0, few, changes={"plain": {"rerank": 0.0}}),
+        Job("bias", dataset, "global-temporal", 0),
+    ]
+    monkeypatch.setattr(compare, "PERMUTATIONS", 500)
+    found = compare.compare(jobs, workers=1)
+    models = found["splits"]["global-temporal"]["models"]
+    assert list(models) == ["deepcf-plus", "deepcf-plus, plain", "bias"]
+    train, test = dlcf.split(dlcf.load_ratings(dataset), "global-temporal", seed=0)
+    model = jobs[1].fit()[0]
+    known = test["userId"].isin(train["userId"])
+    warm = known & test["movieId"].isin(train["movieId"])
+    bias = models["bias"]["parts"]
+    assert 0 < known.sum() < len(test)
+    for part, rows in {"warm pairs": warm, "known users": known, "new users": ~known}.items():
+        predicted, actual = model.predict(test[rows]), test["rating"][rows]
+        assert bias[part]["share"][0] == pytest.approx(rows.mean(), abs=1e-5)
+        assert bias[part]["rmse"][0] == pytest.approx(rmse(actual, predicted), abs=1e-5)
+        assert bias[part]["mae"][0] == pytest.approx(mae(actual, predicted), abs=1e-5)
+    assert bias["all"]["rmse"] == bias["all"]["rmse, no times"] == models["bias"]["rmse"]
+
+    timed, plus = models["deepcf-plus"]["parts"]["all"], jobs[0].fit()[0]
+    noon = test["timestamp"] // 86_400 * 86_400 + 43_200
+    frames = {", day": test.assign(timestamp=noon), ", no times": test.drop(columns="timestamp")}
+    for time, pairs in {"": test, **frames}.items():
+        error = rmse(test["rating"], plus.predict(pairs))
+        assert timed[f"rmse{time}"][0] == pytest.approx(error, abs=1e-5)
+    assert timed["rmse"] != timed["rmse, no times"]
+    # Without re-ranking the ratings stay and the lists do not.
+    changed = models["deepcf-plus, plain"]
+    assert changed["parts"] == models["deepcf-plus"]["parts"]
+    assert changed["at k"] != models["deepcf-plus"]["at k"]
+
+    served = "rmse, warm pairs, no times"
+    middle, low, high = models["bias"]["over users"][served]
+    assert middle == bias["warm pairs"]["rmse, no times"][0] and low < middle < high
+    row = pair_table(found, "global-temporal", served).loc["deepcf-plus", "bias"]
+    expected = models["deepcf-plus"]["over users"][served][0] - middle
+    assert row["difference"] == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_job_of_days_knows_no_more_of_the_time(dataset: str, cache: Path) -> None:
+    _, train, test, _ = Job("bias", dataset, "random", 0, days=True).fit()
+    exact = dlcf.split(dlcf.load_ratings(dataset), "random", seed=0)
+    for frame, of in zip((train, test), exact, strict=True):
+        assert (frame["timestamp"] // 86_400 == of["timestamp"] // 86_400).all()
+        assert (frame["timestamp"] % 86_400 == 43_200).all()
+
+
+def test_the_global_temporal_split_is_for_models_that_none_outdoes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(compare, "compare", lambda given, _: jobs.extend(given) or {})
+    compare.main(["--seeds", "0", "--output", str(tmp_path / "c.json")])
+    of = {
+        how: [job.label for job in jobs if job.split == how] for how in (*SPLITS, "global-temporal")
+    }
+    assert len(jobs) == sum(map(len, of.values()))
+    assert of["random"] == of["user-temporal"] == list(compare.PLAN)
+    assert of["global-temporal"] == [m for m in compare.PLAN if m not in compare.OUTDONE]
+    jobs.clear()  # what is asked for by name is fitted
+    arguments = [
+        "--models",
+        "svdpp",
+        "--splits",
+        "global-temporal",
+        "--output",
+        str(tmp_path / "c"),
+    ]
+    compare.main(arguments)
+    assert [job.label for job in jobs] == ["svdpp"] * 5
+
+
+def test_a_p_value_that_no_permutation_reached_is_marked() -> None:
+    row = {"first": "a", "second": "b", "metric": "rmse", "difference": -0.1, "low": -0.2}
+    row |= {"high": -0.05, "users": 9, "p_holm": 0.01}
+    pairs = [{**row, "p_value": 0.001}, {**row, "second": "c", "p_value": 0.002}]
+    comparison = {"provenance": {"permutations": 999}, "splits": {"random": {"pairs": pairs}}}
+    table = pair_table(comparison, "random", "rmse")
+    assert table["at_floor"].to_dict() == {
+        ("a", "b"): 1.0, ("b", "a"): 1.0, ("a", "c"): 0.0, ("c", "a"): 0.0,
+    }  # fmt: skip
 
 
 def test_the_file_reads_as_lines_of_intervals(dataset: str, cache: Path, tmp_path: Path) -> None:
