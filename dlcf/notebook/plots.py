@@ -180,7 +180,7 @@ def diagram(boxes: Mapping[str, tuple[float, float, str]], arrows: str) -> Figur
     """
     figure, axis = plt.subplots(figsize=(PAGE, 2.5))
     axis.axis("off")
-    drawn, style = {}, {"ha": "center", "va": "center", "size": 6.5}
+    drawn, style = {}, Style(ha="center", va="center", size=6.5)
     for name, (x, y, text) in boxes.items():
         color = ORANGE if name.startswith("attention") else BLUE
         frame = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color}
