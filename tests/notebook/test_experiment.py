@@ -143,6 +143,7 @@ def test_a_folder_is_found_from_where_the_user_stands(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (study / "mine").mkdir()
+    (study / "mine" / "ratings.csv").touch()
     (study / "ml-100k").mkdir()
     monkeypatch.chdir(study)
     for given in ("mine", "./mine", str(study / "mine")):
