@@ -295,6 +295,7 @@ def test_the_runner_refuses_before_it_runs(
 
 def test_kept_notebooks_lose_what_changes_by_itself(checkout: Path) -> None:
     notebook = nbformat.read(checkout / "notebooks" / "toy.ipynb", as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}  # of the kernel that executed it
     notebook.metadata["widgets"] = {"state": {}}
     notebook.cells[1].metadata["papermill"] = {"duration": 1.23}
     notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2020-01-01"}
