@@ -142,19 +142,15 @@ def test_values_that_can_be_are_taken(study: Path) -> None:
 def test_a_folder_is_found_from_where_the_user_stands(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("mine", "ml-100k"):
-        (study / name).mkdir()
-        (study / name / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,3,4\n")
+    (study / "mine").mkdir()
+    (study / "mine" / "ratings.csv").touch()
+    (study / "ml-100k").mkdir()
     monkeypatch.chdir(study)
-    monkeypatch.setenv("HOME", str(study))
-    for given in ("mine", "./mine", "~/mine", str(study / "mine")):
+    for given in ("mine", "./mine", str(study / "mine")):
         chosen = run.choose_parameters(["toy"], {"DATASET": given})
         assert chosen == {"toy": {"DATASET": str((study / "mine").resolve())}}
-    # A known name is the data set's, as `load_ratings` takes it; it is fetched before all else.
-    fetched: list[str] = []
-    monkeypatch.setattr(run, "obtain", lambda name, _: fetched.append(name))
+    # A known name is the data set's, as `load_ratings` takes it.
     assert run.choose_parameters(["toy"], {"DATASET": "ml-100k"}) == {"toy": {"DATASET": "ml-100k"}}
-    assert fetched == ["ml-100k"]
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")))
@@ -299,6 +295,7 @@ def test_the_runner_refuses_before_it_runs(
 
 def test_kept_notebooks_lose_what_changes_by_itself(checkout: Path) -> None:
     notebook = nbformat.read(checkout / "notebooks" / "toy.ipynb", as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}  # of the kernel that executed it
     notebook.metadata["widgets"] = {"state": {}}
     notebook.cells[1].metadata["papermill"] = {"duration": 1.23}
     notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2020-01-01"}
