@@ -142,15 +142,19 @@ def test_values_that_can_be_are_taken(study: Path) -> None:
 def test_a_folder_is_found_from_where_the_user_stands(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (study / "mine").mkdir()
-    (study / "mine" / "ratings.csv").touch()
-    (study / "ml-100k").mkdir()
+    for name in ("mine", "ml-100k"):
+        (study / name).mkdir()
+        (study / name / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,3,4\n")
     monkeypatch.chdir(study)
-    for given in ("mine", "./mine", str(study / "mine")):
+    monkeypatch.setenv("HOME", str(study))
+    for given in ("mine", "./mine", "~/mine", str(study / "mine")):
         chosen = run.choose_parameters(["toy"], {"DATASET": given})
         assert chosen == {"toy": {"DATASET": str((study / "mine").resolve())}}
-    # A known name is the data set's, as `load_ratings` takes it.
+    # A known name is the data set's, as `load_ratings` takes it; it is fetched before all else.
+    fetched: list[str] = []
+    monkeypatch.setattr(run, "obtain", lambda name, _: fetched.append(name))
     assert run.choose_parameters(["toy"], {"DATASET": "ml-100k"}) == {"toy": {"DATASET": "ml-100k"}}
+    assert fetched == ["ml-100k"]
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")))
