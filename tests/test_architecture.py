@@ -62,8 +62,8 @@ LAYERS = (
     {"studies"},
     {"paper"},
     {"notebook"},
-    {"cli", "run"},
-    {"__main__"},
+    {"cli"},
+    {"run", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 RANK["__init__"] = -1  # what it loads, it loads when it is asked for
