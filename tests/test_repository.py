@@ -18,7 +18,7 @@ from dlcf.runtime import paths
 from dlcf.studies.compare import OUTDONE, load_comparison
 
 NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
-LONGEST_CELL = 18
+LONGEST_CELL = 24
 
 
 def read(name: str) -> NotebookNode:
@@ -101,7 +101,7 @@ class TestNotebook:
             ast.parse(cell.source)
 
     def test_it_ends_by_recording_its_numbers(self, name: str) -> None:
-        assert code(name)[-1].source.startswith("run.record(")
+        assert code(name)[-1].source.splitlines()[-1].startswith("run.record(")
         kept = json.loads((paths.RESULTS / f"{name}.json").read_text())
         assert kept["parameters"] == read_parameters(name)
         assert kept["numbers"]

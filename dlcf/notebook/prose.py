@@ -26,7 +26,8 @@ from dlcf.runtime import paths
 __all__ = ["main", "refreshed", "unbound"]
 
 _BOUND = re.compile(r"[-+−]?[\d,]*\.?\d+%?<!--= *(?P<name>.*?) +(?P<format>\S+) *-->")
-_DECIMAL = re.compile(r"(?<![\w.])\d[\d,]*\.\d+%?(?![\w.]*\d)(?!<!--(?:=|given))")
+_MARKED = re.compile(r"[-+−]?[\d,]*\.?\d+%?<!--.*?-->")
+_DECIMAL = re.compile(r"(?<![\w.])\d[\d,]*\.\d+%?(?![\w.]*\d)")
 # Code, formulas, links' targets and the comments themselves are not prose.
 _ASIDE = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)]*\)|https?://\S+", re.DOTALL
@@ -49,7 +50,7 @@ def refreshed(text: str, results: Path | None = None) -> str:
 
 def unbound(text: str) -> list[str]:
     """Decimal numbers of the prose that neither name a result nor are said to be given."""
-    return _DECIMAL.findall(_ASIDE.sub(" ", text))
+    return _DECIMAL.findall(_ASIDE.sub(" ", _MARKED.sub(" ", text)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
