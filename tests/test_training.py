@@ -153,3 +153,33 @@ def test_the_device_is_picked_or_obeyed() -> None:
 def test_best_epoch_counts_from_one() -> None:
     assert History([3.0, 2.0, 1.0], [5.0, 4.0, 6.0], [1.0] * 3).best_epoch == 2
     assert History([3.0, 2.0], [], [1.0] * 2).best_epoch == 2
+
+
+def test_one_cycle_keeps_the_ratio_of_the_rates() -> None:
+    """Of 100 steps the tenth is at the top, for every group of weights."""
+    rates = []
+
+    class TwoSpeeds(Constant):
+        def __init__(self) -> None:
+            super().__init__(1.5)
+            self.slow = nn.Parameter(torch.zeros(1))
+
+        def optimizer(self, config: TrainingConfig) -> torch.optim.Optimizer:
+            slow = {"params": [self.slow], "lr": 0.01 * config.learning_rate}
+            self.made = torch.optim.Adam([{"params": [self.value]}, slow], config.learning_rate)
+            return self.made
+
+        def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+            rates.append([group["lr"] for group in self.made.param_groups])
+            return super().losses(*batch)
+
+        def forward(self, users: Tensor, movies: Tensor) -> Tensor:
+            return super().forward(users, movies) + self.slow
+
+    config = TrainingConfig(epochs=10, batch_size=5, learning_rate=0.1, schedule="one-cycle")
+    with seeded(0, CPU):
+        train_network(TwoSpeeds(), batch([1.0, 2.0] * 25), None, config)
+    fast, slow = torch.tensor(rates, dtype=torch.float64).T
+    torch.testing.assert_close(slow, 0.01 * fast)
+    assert len(fast) == 100 and fast.argmax() == 9 and fast.max().item() == pytest.approx(0.1)
+    assert (fast[:9].diff() > 0).all() and (fast[9:].diff() < 0).all()

@@ -10,13 +10,15 @@ from scipy import stats
 import dlcf
 from dlcf.analysis.statistics import (
     clustered_correlations,
+    clustered_interval,
     compare_all,
     compare_models,
     compare_tables,
     holm,
+    interval_over_seeds,
     mean_interval,
 )
-from dlcf.evaluation import per_user_errors
+from dlcf.evaluation import per_user, per_user_errors
 from dlcf.metrics import mae, rmse
 
 
@@ -180,3 +182,125 @@ def test_holm_on_a_worked_example() -> None:
     """0.01, 0.02, 0.03, 0.04 become 0.04, 0.06, 0.06, 0.06: each step times what is left."""
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+
+
+def errors(users: list[int], squared: list[float], ratings: list[int]) -> pd.DataFrame:
+    columns = {"squared": squared, "absolute": [s / 2 for s in squared], "ratings": ratings}
+    return pd.DataFrame(columns, index=pd.Index(users, name="userId"))
+
+
+def test_sums_over_seeds_weigh_users_by_what_they_hold() -> None:
+    """User 1 is tested in both seeds, user 2 in one: means of a user's seeds would differ."""
+    first = [errors([1, 2], [4.0, 1.0], [1, 2]), errors([1], [9.0], [3])]
+    second = [errors([1, 2], [1.0, 1.0], [1, 2]), errors([1], [0.0], [3])]
+    found = compare_tables(first, second, "rmse")
+    assert found.difference == pytest.approx(np.sqrt(14 / 6) - np.sqrt(2 / 6))
+    assert (found.metric, found.users) == ("rmse", 2)
+    assert compare_tables(first, second, "mae").difference == pytest.approx((7 - 1) / 6)
+    lists = [
+        [table(np.array(values), metric) for values in ([0.2, 0.6], [0.7])]
+        for metric in ("precision", "recall", "ndcg")
+    ]
+    nothing = [table(np.zeros(2)), table(np.zeros(1))]
+    for given, metric in zip(lists, ("precision", "recall", "ndcg"), strict=True):
+        empty = [t.rename(columns={"ndcg": metric}) for t in nothing]
+        assert compare_tables(given, empty, metric).difference == pytest.approx(0.5)
+
+
+def test_a_comparison_the_other_way_round_is_its_mirror() -> None:
+    generator = np.random.default_rng(5)
+    first, second = table(generator.random(40)), table(generator.random(40) + 0.1)
+    there = compare_tables([first], [second], "ndcg", resamples=500)
+    back = compare_tables([second], [first], "ndcg", resamples=500)
+    mirrored = (-there.difference, -there.high, -there.low, there.p_value)
+    assert (back.difference, back.low, back.high, back.p_value) == pytest.approx(mirrored)
+    assert there.low < there.difference < there.high
+    other = compare_tables([first], [second], "ndcg", resamples=500, seed=1)
+    assert other.difference == there.difference and other.low != there.low
+    half = compare_tables([first], [second], "ndcg", confidence=0.5, resamples=500)
+    assert half.high - half.low < 0.5 * (there.high - there.low)
+    assert half.p_value == there.p_value
+
+
+def test_the_p_value_is_that_of_a_permutation_test() -> None:
+    """Two users, both better by 1: of the four labellings two are as extreme. 60: none by luck."""
+    two = compare_tables([table(np.ones(2))], [table(np.zeros(2))], "ndcg", resamples=4000)
+    assert two.p_value == pytest.approx(0.5, abs=0.03)
+    many = compare_tables([table(np.ones(60))], [table(np.zeros(60))], "ndcg", resamples=99)
+    assert many.p_value == 1 / 100
+    # The gaps 3 and -1 sum to 2, and no labelling gives less than that.
+    uneven = compare_tables(
+        [table(np.array([3.0, 0.0]))], [table(np.array([0.0, 1.0]))], "ndcg", resamples=4000
+    )
+    assert uneven.p_value == 1.0
+
+
+def test_what_is_compared_is_what_was_asked_for(toy_ratings: pd.DataFrame) -> None:
+    train, test = dlcf.split(toy_ratings, seed=0)
+    models = [dlcf.make(name).fit(train) for name in ("popular", "bias")]
+    for metric in ("precision", "recall", "ndcg"):
+        for arguments in ({}, {"protocol": "rated", "k": 3, "threshold": 3.0}):
+            found = compare_models(*models, train, test, metric, seed=4, **arguments)
+            tables = [per_user(model, train, test, **arguments) for model in models]
+            assert found == compare_tables([tables[0]], [tables[1]], metric, seed=4)
+    assert compare_models(*models, train, test) == compare_models(*models, train, test, "ndcg")
+    mean = dlcf.make("global-mean").fit(train)
+    found = compare_models(mean, models[1], train, test, "mae", seed=4)
+    tables = [per_user_errors(model, test) for model in (mean, models[1])]
+    assert found == compare_tables([tables[0]], [tables[1]], "mae", seed=4)
+
+
+def test_intervals_over_seeds_are_rounded_and_need_two() -> None:
+    assert interval_over_seeds([0.123456789]) == [0.12346, None, None]
+    values = [0.81234567, 0.82, 0.79]
+    found = mean_interval(values)
+    expected = [round(bound, 5) for bound in (found.mean, found.low, found.high)]
+    assert interval_over_seeds(values) == expected
+    assert found.low < found.mean < found.high
+    narrow = mean_interval(values, confidence=0.5)
+    assert narrow.high - narrow.mean == pytest.approx(narrow.mean - narrow.low)
+    factor = stats.t.ppf(0.75, 2) / stats.t.ppf(0.975, 2)
+    assert narrow.high - narrow.mean == pytest.approx(factor * (found.high - found.mean))
+    with pytest.raises(ValueError, match=r"in one row, not \(1, 2\)"):
+        mean_interval([[0.1, 0.2]])
+
+
+def test_whole_clusters_are_resampled() -> None:
+    """Three of 'a', whose value is 0, and one of 'b', 1: a draw holds aa, ab, ba or bb."""
+    clusters, values = np.array(["a", "b", "a", "a"]), np.array([0.0, 1.0, 0.0, 0.0])
+    drawn: list[list[int]] = []
+
+    def mean(rows: np.ndarray) -> float:
+        drawn.append(sorted(rows.tolist()))
+        return float(values[rows].mean())
+
+    found = clustered_interval(clusters, mean, resamples=300)
+    assert found.as_dict() == {"mean": 0.25, "low": 0.0, "high": 1.0}
+    assert len(drawn) == 301 and drawn[-1] == [0, 1, 2, 3]
+    kinds = {tuple(rows): drawn[:-1].count(rows) for rows in drawn[:-1]}
+    assert set(kinds) == {(0, 0, 2, 2, 3, 3), (0, 1, 2, 3), (1, 1)}
+    assert 100 < kinds[0, 1, 2, 3] < 200
+    first, again, other = (
+        clustered_interval(np.arange(9), lambda rows: float(rows.mean()), seed=s) for s in (0, 0, 1)
+    )
+    assert first == again and first.mean == other.mean == 4.0 and first.low != other.low
+    half = clustered_interval(np.arange(9), lambda rows: float(rows.mean()), confidence=0.5)
+    assert half.high - half.low < 0.7 * (first.high - first.low)
+
+
+def test_correlations_have_seeds_and_a_confidence() -> None:
+    generator = np.random.default_rng(6)
+    frame = pd.DataFrame(generator.normal(size=(200, 3)), columns=["x", "y", "z"])
+    frame["cluster"] = np.arange(200) // 5
+    first, again, other, half, few = (
+        clustered_correlations(frame, "x", "cluster", **arguments)
+        for arguments in (
+            {}, {"seed": 0, "resamples": 200, "confidence": 0.95}, {"seed": 1},
+            {"confidence": 0.5}, {"resamples": 5},
+        )
+    )  # fmt: skip
+    assert first.index.tolist() == ["y", "z"] and first.equals(again)
+    for changed in (other, half, few):
+        assert (changed["correlation"] == first["correlation"]).all()
+        assert (changed["low"] != first["low"]).all()
+    assert (half["high"] - half["low"] < 0.7 * (first["high"] - first["low"])).all()

@@ -281,3 +281,18 @@ for name, settings in {"mf": {}, "deepcf": {"hidden": (4,), "dropout": (0.0,)}}.
 sys.exit("torch._dynamo" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_the_seed_draws_the_order_and_the_dropout() -> None:
+    """With the same initial weights: they are drawn elsewhere."""
+    network = AttentionNetwork(5, 6, (0.5, 5.0), 4, (8,), (0.5,))
+    index = torch.arange(60)
+    train = index % 5, index % 6, torch.rand(60)
+    drawn = []
+    for seed in (0, 0, 1):
+        step = AttentionStep(network, train, TrainingConfig(seed=seed))
+        step.begin_epoch()
+        drawn.append((step.order.tolist(), step.draw_bits(9).tolist()))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[2][0] and drawn[0][1] != drawn[2][1]
+    assert sorted(drawn[2][0]) == list(range(60))

@@ -19,7 +19,8 @@ from dlcf.explanation import Explanation
 from dlcf.metrics import rmse
 from dlcf.models.base import Interactions, Recommender, fit_biases
 from dlcf.models.deepcf import AttentionNetwork, DeepCF
-from dlcf.models.network import NetworkRecommender
+from dlcf.models.mf import FactorNetwork
+from dlcf.models.network import NetworkRecommender, hold_out
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.registry import available, load_model, make
 from dlcf.runtime.saving import read_folder, write_folder
@@ -468,3 +469,41 @@ def test_the_gradient_of_svdpp_has_the_same_bits_on_several_threads() -> None:
     expected = gradient()
     torch.set_num_threads(2)  # reset_randomness puts it back
     assert all(gradient() == expected for _ in range(20))
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_seed_draws_what_is_held_out(seed: int, toy_ratings: pd.DataFrame) -> None:
+    model = small("mf", seed=seed, validation_fraction=0.2).fit(toy_ratings)
+    assert isinstance(model, NetworkRecommender)
+    data = model._interactions(toy_ratings)
+    kept, held_out = hold_out(data, 0.2, seed)
+    assert held_out is not None and (len(kept), len(held_out)) == (1200, 300)
+    cells = np.concatenate([part.users * 1000 + part.movies for part in (kept, held_out)])
+    assert np.array_equal(np.sort(cells), data.users * 1000 + data.movies)
+    assert model.network.mean.item() == pytest.approx(kept.ratings.mean(), abs=1e-6)
+    error = model._predict(held_out.users, held_out.movies, None) - held_out.ratings
+    assert model.history.validation_loss[-1] == pytest.approx(np.square(error).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("network_class", [FactorNetwork, ImplicitFactorNetwork])
+def test_the_objective_of_factor_networks_by_hand(network_class: type[FactorNetwork]) -> None:
+    """Squared error + 0.3 (|p|^2 + |q|^2) + 0.7 (b_u^2 + b_i^2), means over the batch."""
+    users, movies = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0])
+    stars = np.array([1.0, 4.0, 3.0, 5.0], np.float32)
+    network = network_class(Interactions(users, movies, stars, users, 3, 2), 2, 0.3, 0.7)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    batch = torch.tensor([0, 2]), torch.tensor([1, 0]), torch.tensor([4.0, 5.0])
+    p = [network.users(torch.tensor([user]))[0] for user in (0, 2)]
+    q = [network.movie_factors.weight[movie] for movie in (1, 0)]
+    b_u = [network.user_bias.weight[user, 0] for user in (0, 2)]
+    b_i = [network.movie_bias.weight[movie, 0] for movie in (1, 0)]
+    error = penalty = torch.zeros(())
+    for i, rating in enumerate((4.0, 5.0)):
+        predicted = 3.25 + b_u[i] + b_i[i] + p[i] @ q[i]
+        error = error + (rating - predicted) ** 2 / 2
+        penalty = penalty + 0.3 * (p[i] @ p[i] + q[i] @ q[i]) / 2
+        penalty = penalty + 0.7 * (b_u[i] ** 2 + b_i[i] ** 2) / 2
+    objective, reported = network.losses(*batch)
+    torch.testing.assert_close(reported, error)
+    torch.testing.assert_close(objective, error + penalty)

@@ -17,10 +17,12 @@ from dlcf.explanation import Explanation, HistoryItem
 from dlcf.metrics import rmse
 from dlcf.models.base import Interactions
 from dlcf.models.network import NetworkRecommender
+from dlcf.plus import deepcf_plus as plus_module
 from dlcf.plus import evidence as evidence_module
-from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.plus.deepcf_plus import DeepCFPlus, EvidenceNetwork
 from dlcf.plus.evidence import Context, SideInformation, episodes
 from dlcf.registry import load_model, make
+from dlcf.training import TrainingConfig, seeded
 
 SMALL: dict[str, Any] = {
     "embedding_size": 4, "history_size": 8, "folds": 2, "cuts": (0.5,),
@@ -214,6 +216,68 @@ class TestNetwork:
         latest = toy_ratings.groupby("userId")["timestamp"].max()
         hour_after = without.assign(timestamp=latest.loc[pairs["userId"]].to_numpy() + 3600)
         assert np.array_equal(model.predict(without), model.predict(hour_after))
+
+
+class TestTraining:
+    def test_embeddings_take_small_steps_and_decay(self) -> None:
+        network = EvidenceNetwork(6, 7, (5, 4), 8, 0.1, weight_decay=0.02)
+        optimizer = network.optimizer(TrainingConfig(learning_rate=0.01))
+        assert isinstance(optimizer, torch.optim.AdamW)
+        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in network.named_parameters():
+            group = group_of.pop(id(parameter))
+            expected = (0.0004, 10.0) if "embedding" in name else (0.01, 0.02)
+            assert (group["lr"], group["weight_decay"]) == pytest.approx(expected), name
+        assert not group_of
+
+    def test_what_is_dropped_is_dropped_in_training_alone(self) -> None:
+        """Half of both embeddings, and the tower's rate before and after its layer."""
+        network, n = EvidenceNetwork(6, 7, (5, 4), 8, 0.3), 2000
+        users, movies = torch.randint(0, 6, (n,)), torch.randint(0, 7, (n,))
+        features = torch.randn(n), torch.randn(n, 5), torch.randn(n, 4)
+        inputs = users, movies, *features, torch.randn(n, 5, 8).half(), torch.full((n,), 3)
+        read: dict[str, torch.Tensor] = {}
+        for layer in ("user_side", "movie_side", "tower", "output"):
+            getattr(network, layer).register_forward_hook(
+                lambda _, given, __, layer=layer: read.update({layer: given[0].detach()})
+            )
+        network.eval()(*inputs)
+        plain = dict(read)
+        network.train()(*inputs)
+        of = {
+            "user_side": network.user_embedding(users),
+            "movie_side": network.movie_embedding(movies),
+        }
+        for layer, embedded in of.items():
+            assert torch.equal(plain[layer][:, -8:], embedded)
+            dropped = read[layer][:, -8:] == 0
+            assert dropped.double().mean().item() == pytest.approx(0.5, abs=0.03)
+            torch.testing.assert_close(read[layer][:, -8:][~dropped], 2 * embedded[~dropped])
+        for layer in ("tower", "output"):
+            assert (plain[layer] != 0).all()
+            share = (read[layer] == 0).double().mean().item()
+            assert share == pytest.approx(0.3, abs=0.03), layer
+
+    def test_the_seed_draws_episodes_folds_and_weights(
+        self, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+
+        def watched(data: Any, folds: int, cuts: Any, seed: int) -> Any:
+            asked.append((folds, cuts, seed))
+            return episodes(data, folds, cuts, seed)
+
+        monkeypatch.setattr(plus_module, "episodes", watched)
+        # So slow that the weights stay what they were drawn.
+        model = small(seed=5, learning_rate=1e-12).fit(toy_ratings)
+        assert isinstance(model, DeepCFPlus)
+        assert asked == [(2, (0.5,), 5)]
+        for k, (_, hidden) in enumerate(episodes(model.data, 2, (), 5)):
+            assert np.array_equal(hidden, model._fold == k)
+        with seeded(5, torch.device("cpu")):
+            drawn = model.build_network(model.data)
+        for name, parameter in drawn.named_parameters():
+            torch.testing.assert_close(model.network.get_parameter(name), parameter, msg=name)
 
 
 class TestRanking:

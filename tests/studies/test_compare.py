@@ -9,9 +9,14 @@ import pandas as pd
 import pytest
 
 import dlcf
-from dlcf.analysis.statistics import mean_interval
+from dlcf.analysis.cold import describe_split
+from dlcf.analysis.statistics import compare_all, holm, mean_interval
+from dlcf.data import load_ratings
+from dlcf.evaluation import evaluate
 from dlcf.metrics import mae, rmse
+from dlcf.registry import make
 from dlcf.runtime import paths
+from dlcf.splits import split
 from dlcf.studies import compare
 from dlcf.studies.compare import (
     Job,
@@ -63,6 +68,28 @@ def test_jobs_run_in_processes_give_what_they_give_here(dataset: str, cache: Pat
     assert found == [run_job(job) for job in jobs]
     assert list(found[0]) == ["deepcf (last epoch)", "deepcf (best epoch)"]
     assert set(found[1]["biases"]) == {"rmse", "mae", "rated", "full"}
+
+
+@pytest.mark.parametrize(("how", "seed"), [("random", 0), ("random", 3), ("user-temporal", 3)])
+def test_the_seed_draws_the_split_and_the_model(
+    dataset: str, cache: Path, how: str, seed: int
+) -> None:
+    """Were one of the two the same for all seeds, an interval over seeds would be too narrow."""
+    settings = {"epochs": 1, "factors": 3}
+    train, test = split(load_ratings(dataset), how, seed=seed)
+    expected = make("mf", seed=seed, **settings).fit(train)
+    model, *parts, _ = Job("mf", dataset, how, seed, settings).fit()
+    assert [list(part.index) for part in parts] == [list(train.index), list(test.index)]
+    assert model.config == expected.config
+    assert (model.predict(test) == expected.predict(test)).all()
+    measured = run_job(Job("mf", dataset, how, seed, settings, k=5, threshold=3.0))["mf"]
+    numbers = study(Job("mf", dataset, how, seed, settings, k=5, threshold=3.0))["mf"]["numbers"]
+    for protocol in ("rated", "full"):
+        found = evaluate(expected, train, test, protocol, 5, 3.0)
+        assert measured["rmse"] == found["rmse"] == pytest.approx(numbers["rmse"])
+        for name in ("precision", "recall", "ndcg"):
+            assert measured[protocol][f"{name}@5"] == found[f"{name}@5"]
+            assert numbers[protocol][name] == pytest.approx(found[f"{name}@5"])
 
 
 def test_a_study_is_done_once(dataset: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +222,41 @@ def test_a_p_value_that_no_permutation_reached_is_marked() -> None:
     assert table["at_floor"].to_dict() == {
         ("a", "b"): 1.0, ("b", "a"): 1.0, ("a", "c"): 0.0, ("c", "a"): 0.0,
     }  # fmt: skip
+
+
+def test_pairs_pool_all_seeds_and_are_corrected(
+    dataset: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By split, over the tables of all seeds; p-values are corrected within each metric."""
+    seeds, names, hows = (0, 1, 2), ("ease", "bias", "popular"), ("random", "user-temporal")
+    monkeypatch.setattr(compare, "PERMUTATIONS", 500)
+    jobs = [Job(name, dataset, how, s) for name in names for how in hows for s in seeds]
+    found = compare.compare(jobs, workers=1)
+    for how in hows:
+        of = {name: [study(Job(name, dataset, how, s))[name] for s in seeds] for name in names}
+        part = found["splits"][how]
+        for name in names:
+            mean = sum(one["numbers"]["rmse"] for one in of[name]) / len(seeds)
+            assert part["models"][name]["rmse"][0] == pytest.approx(mean, abs=1e-5)
+        for metric, table in (("rmse", "errors"), ("ndcg", "lists")):
+            tables = {name: [one[table] for one in of[name]] for name in names}
+            intervals, pairs = compare_all(tables, metric, permutations=500)
+            rows = [row for row in part["pairs"] if row["metric"] == metric]
+            assert [(row["first"], row["second"]) for row in rows] == list(pairs)
+            corrected = holm([pair.p_value for pair in pairs.values()])
+            for row, pair, p_holm in zip(rows, pairs.values(), corrected, strict=True):
+                for key in ("difference", "low", "high", "p_value", "users"):
+                    assert row[key] == pytest.approx(getattr(pair, key), abs=1e-5), (how, key)
+                assert row["p_holm"] == pytest.approx(p_holm, abs=1e-5)
+            for name, interval in intervals.items():
+                over_users = part["models"][name]["over users"][metric]
+                assert over_users == pytest.approx([*interval.as_dict().values()], abs=1e-5)
+    digests = found["provenance"]["test pairs sha256"]
+    for how in hows:
+        for seed in seeds:
+            report = describe_split(*split(load_ratings(dataset), how, seed=seed))
+            assert digests[f"{dataset}, {how}, seed {seed}"] == report.test_sha256
+    assert len(digests) == 6 and found["provenance"]["seeds"] == [0, 1, 2]
 
 
 def test_the_file_reads_as_lines_of_intervals(dataset: str, cache: Path, tmp_path: Path) -> None:

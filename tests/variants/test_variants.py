@@ -96,3 +96,22 @@ def test_the_ranking_output_never_sees_its_target(toy_ratings: pd.DataFrame) -> 
     expected = weights.sum(0) / len(row) ** 0.5
     found = network._history(user, targets=torch.tensor([target]))[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_the_ranking_loss_hides_half_of_the_history(toy_ratings: pd.DataFrame) -> None:
+    settings = {"ranking_weight": 0.5, "epochs": 1, "validation_fraction": 0.0}
+    model = make("deepcf", **SMALL, **settings).fit(toy_ratings)
+    network = model.network.eval()  # type: ignore[attr-defined]
+    users, movies, ratings = torch.tensor([3, 7]), torch.tensor([1, 2]), torch.tensor([3.0, 4.0])
+    asked = []
+    history = network._history
+
+    def watched(users: torch.Tensor, hidden: float = 0.0, targets: object = None) -> torch.Tensor:
+        asked.append((hidden, targets is movies))
+        return history(users, hidden, targets)
+
+    network._history = watched
+    objectives = {network.losses(users, movies, ratings)[0].item() for _ in range(5)}
+    assert asked == [(0.5, True)] * 5 and len(objectives) == 5
+    many = torch.stack([history(users, hidden=0.5) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(many, history(users), atol=0.02, rtol=0.05)
