@@ -163,7 +163,7 @@ def test_ctrl_c_ends_all_processes_in_one_line(
     while len(alive(process.pid)) < 4:  # itself, two that fit, and one that watches them
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    time.sleep(5)  # until they fit: a worker that is only starting can swallow the signal
+    time.sleep(10)  # until they fit: a worker that is only starting can swallow the signal
     said = ""
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)

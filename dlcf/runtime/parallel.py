@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TypeVar
@@ -63,6 +64,8 @@ def _sigint_ignored() -> Iterator[None]:
 
 
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
+    # tqdm's own lock is for many processes: where one is killed, Python warns of what it leaves.
+    tqdm.set_lock(threading.RLock())
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -6,12 +6,14 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.runtime.paths import ROOT
@@ -47,6 +49,7 @@ def test_only_the_outer_loop_has_a_progress_bar(workers: int, tmp_path: Path) ->
     program = tmp_path / "program.py"
     program.write_text("""
 import sys
+import threading
 from tqdm import tqdm
 from dlcf.runtime.parallel import map_in_processes
 
@@ -71,3 +74,13 @@ if __name__ == "__main__":
         os.close(writer)
     assert "outer" in shown and "inner" not in shown
     assert "note 3" in shown and "note 4" in shown
+
+
+def bars_lock(_: int) -> bool:
+    with tqdm(range(1), disable=True) as bar:
+        return isinstance(bar.get_lock(), type(threading.RLock()))
+
+
+def test_bars_in_the_processes_leave_no_semaphore() -> None:
+    """Where a process with tqdm's own lock is killed, Python writes a warning over our last line."""
+    assert map_in_processes(bars_lock, range(2), 2, "items") == [True, True]
