@@ -82,5 +82,5 @@ def bars_lock(_: int) -> bool:
 
 
 def test_bars_in_the_processes_leave_no_semaphore() -> None:
-    """Where a process with tqdm's own lock is killed, Python writes a warning over our last line."""
+    """With tqdm's own lock, Python warns of them where a process is killed, after our last line."""
     assert map_in_processes(bars_lock, range(2), 2, "items") == [True, True]
