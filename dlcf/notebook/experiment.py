@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import os
 import re
@@ -142,7 +143,8 @@ class Run:
     def save_figure(self, figure: Figure, name: str, alt: str = "") -> None:
         """Write `figures/NAME.pdf` and `.png`, show the figure below the cell, and close it.
 
-        `alt` says what the figure shows to those who do not see it.
+        `alt` says what the figure shows to those who do not see it. JupyterLab shows no alternative
+        texts of images, so it stands below the figure too, folded.
         """
         for ending in ("pdf", "png"):
             content = figure_bytes(figure, ending)
@@ -150,6 +152,9 @@ class Run:
                 paths.write_atomically(self.folder / "figures" / f"{name}.{ending}", content)
         shown = {"image/png": figure_bytes(figure, "png", SCREEN_DPI), "text/plain": alt}
         display(shown, metadata={"image/png": {"alt": alt}}, raw=True)
+        if alt:
+            text = f"<details><summary>The figure in words</summary>{html.escape(alt)}</details>"
+            display({"text/html": text, "text/plain": alt}, raw=True)
         plt.close(figure)
 
     def record(self, numbers: Mapping[str, Any], tolerance: float = 1e-6) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,12 @@ def headings(notebook: Any) -> list[str]:
     return re.findall(r"^#+ .*", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
 
 
-def images(notebook: Any) -> Iterator[Any]:
+def images(notebook: Any) -> Iterator[tuple[Any, Any]]:
+    """Each image, and the output below it."""
     for cell in code(notebook):
-        for output in cell.outputs:
+        for output, below in pairwise([*cell.outputs, {}]):
             if "image/png" in output.get("data", {}):
-                yield output
+                yield output, below
 
 
 def test_it_begins_with_a_header(notebook: Any) -> None:
@@ -85,9 +88,10 @@ def test_every_decimal_number_of_the_prose_is_accounted_for(notebook: Any) -> No
 
 
 def test_every_image_has_an_alternative_text(notebook: Any) -> None:
-    for output in images(notebook):
+    for output, below in images(notebook):
         alt = output.metadata.get("image/png", {}).get("alt", "")
         assert len(alt.split()) >= 8 and output.data["text/plain"] == alt
+        assert f"</summary>{html.escape(alt)}</details>" in below["data"]["text/html"]
     for text in prose(notebook):
         assert "![](" not in text
 
