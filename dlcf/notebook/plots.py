@@ -336,6 +336,31 @@ def calibration(tables: Mapping[str, pd.DataFrame], x_label: str, y_label: str) 
     return figure
 
 
+def reading_errors(tables: Mapping[str, pd.DataFrame], references: Mapping[str, float]) -> Figure:
+    """Errors by reading of the paper, one panel a split, with the paper's values as lines.
+
+    `tables` maps a split to what :func:`~dlcf.paper.replication.error_table` gives: a thick bar is
+    the interval of the mean, a thin one that of a single run.
+    """
+    rows = max(len(table) for table in tables.values())
+    figure, axes = _panels(len(tables), 0.8 + 0.2 * rows, sharey=True)
+    for axis, (split, table) in zip(axes, tables.items(), strict=True):
+        place = np.arange(len(table))[::-1]
+        best = table.index.str.endswith("best epoch")
+        for group, color, marker in ((best, BLUE, "o"), (~best, ORANGE, "D")):
+            part, at = table[group], place[group]
+            axis.hlines(at, part["least"], part["most"], color=color, linewidth=0.8)
+            axis.hlines(at, part["low"], part["high"], color=color, linewidth=3, alpha=0.6)
+            axis.plot(part["mean"], at, marker, color=color, markersize=4)
+        for style, (name, value) in zip(("-", "--"), references.items(), strict=False):
+            axis.axvline(value, color="black", linestyle=style, linewidth=0.8, label=name)
+        axis.set_yticks(place, table.index)
+        axis.set(xlabel="RMSE (stars)", title=SPLIT_NAMES.get(split, split))
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
     """Precision and recall of protocols by threshold and users, and where the paper stands."""
     thresholds = table.groupby("threshold")

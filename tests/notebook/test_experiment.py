@@ -88,6 +88,8 @@ STORED = {
     "MODELS": 2,
     "USERS": 20,
     "MASK": 3,
+    "PRESET": "quick",
+    "LAMBDA_WEIGHT": 0.5,
 }
 
 
@@ -115,6 +117,13 @@ def study(checkout: Path) -> Path:
         ("SPLIT", "foo", "toy: SPLIT is 'foo'; give one of random, user-temporal, "),
         ("DATASET", "nope", "toy: DATASET: unknown data set 'nope'; use one of ml-latest-small, "),
         ("DATASET", "7", "toy: DATASET is 7; give str"),
+        ("DATASET", "", "toy: DATASET: "),
+        ("PRESET", "slow", "toy: PRESET is 'slow'; give one of "),
+        ("SEED", "4294967296", "toy: SEED is 4294967296; give a number below 4294967296"),
+        ("MASK", "-99999999999", "toy: MASK is -99999999999; give a number below 4294967296"),
+        ("LAMBDA_WEIGHT", "nan", "toy: LAMBDA_WEIGHT is 'nan'; give float"),
+        ("LAMBDA_WEIGHT", "inf", "toy: LAMBDA_WEIGHT is 'inf'; give float"),
+        ("LAMBDA_WEIGHT", "-0.1", "toy: LAMBDA_WEIGHT is -0.1; give 0 or more"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_before_anything_runs(
@@ -128,10 +137,22 @@ def test_a_value_that_cannot_be_is_refused_before_anything_runs(
     assert not list((study / "runs").iterdir())
 
 
+def test_a_split_that_one_notebook_cannot_show_is_refused_there_alone() -> None:
+    with pytest.raises(ValueError, match=r"SPLIT is 'leave-last-out'; give one of random, "):
+        experiment.check_parameters("07_beyond_accuracy", {"SPLIT": "leave-last-out"})
+    experiment.check_parameters("00_start_here", {"SPLIT": "leave-last-out"})
+
+
 def test_a_started_notebook_refuses_such_a_value_too(study: Path) -> None:
     namespace = {**STORED, "SEED": -1, "In": ["", "# Parameters\nSEED = -1"]}
     with pytest.raises(ValueError, match="SEED is -1"):
         experiment.start("toy", namespace)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_none_is_refused(study: Path, value: float) -> None:
+    with pytest.raises(ValueError, match=f"LAMBDA_WEIGHT is {value}; give "):
+        experiment.check_parameters("toy", {"LAMBDA_WEIGHT": value})
 
 
 def test_values_that_can_be_are_taken(study: Path) -> None:
