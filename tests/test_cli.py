@@ -177,3 +177,24 @@ def test_ctrl_c_ends_all_processes_in_one_line(
         assert time.monotonic() < deadline, alive(process.pid)
         time.sleep(0.2)
     assert not (tmp_path / "found.json").exists()
+
+
+def test_ctrl_c_ends_a_run_of_notebooks_in_one_line(tmp_path: Path) -> None:
+    program = [sys.executable, "-u", "-m", "dlcf", "run", "04_evaluation"]
+    folders = {name: str(tmp_path) for name in ("DLCF_OUTPUT_DIR", "DLCF_CACHE_DIR")}
+    process = subprocess.Popen(
+        [*program, "--output", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **folders},
+        start_new_session=True,
+    )
+    assert process.stdout.read(4) == "[1/1"
+    time.sleep(5)  # until a kernel runs
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    last = "dlcf run: interrupted; the same command goes on from there"
+    assert said.splitlines()[-1] == last and "Traceback" not in said
+    assert not list(tmp_path.glob("figures/*"))
