@@ -19,7 +19,7 @@ from dlcf.analysis.statistics import compare_tables, holm, interval_over_seeds
 from dlcf.models.network import WEIGHTS
 from dlcf.paper.fits import Fit, Fitted, fit_all
 from dlcf.runtime import paths
-from dlcf.studies.results import load_results, options, provenance
+from dlcf.studies.results import INTERVAL, load_results, options, provenance
 
 __all__ = ["BASE", "VARIANTS", "component_table", "load_components", "main", "summarise"]
 
@@ -105,18 +105,19 @@ def load_components(path: Path | None = None) -> dict[str, Any]:
     return load_results(path or paths.RESULTS / RESULTS_NAME, "components")
 
 
-def component_table(components: Mapping[str, Any], split: str) -> pd.DataFrame:
-    """Means over the seeds by variant: ``last``, ``best``, ``gap``, and changes against the base.
+def component_table(components: Mapping[str, Any], split: str, of: str) -> pd.DataFrame:
+    """RMSE after the ``"last"`` or at the ``"best"`` epoch, or the ``"gap"``, by variant.
 
-    ``low`` and ``high`` are the bounds of the change of ``best``, ``p_holm`` is of its test.
+    ``value``, its mean over the seeds; ``mean``, ``low``, ``high`` of its change against the
+    network as described; ``p_holm`` of the paired test, which the gap does not have.
     """
     rows = {}
     for variant, found in components["splits"][split].items():
-        row = {name: found[name][0] for name in ("last", "best", "gap")}
-        for name in ("last", "best", "gap"):
-            row[f"change in {name}"] = found.get(f"change in {name}", [0.0])[0]
-        rows[variant] = row | {"p_holm": found.get("tests", {}).get("best", {}).get("p_holm")}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        change = found.get(f"change in {of}", [0.0, 0.0, 0.0])
+        p_value = found.get("tests", {}).get(of, {}).get("p_holm")
+        rows[variant] = [found[of][0], *change, p_value]
+    columns = ["value", *INTERVAL, "p_holm"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype(float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,10 +39,15 @@ def test_variants_are_compared_with_the_network_as_described(
     assert other["gap"][0] == pytest.approx(other["held out"][0] - other["train"][0], abs=2e-5)
     assert 0 < other["tests"]["best"]["p_holm"] <= 1 and "tests" not in found[BASE]
     assert other["tests"]["best"]["difference"] == pytest.approx(change.mean, abs=0.002)
-    table = component_table(load_components(output), "random")
+    table = component_table(load_components(output), "random", "best")
     assert table.index.tolist() == [BASE, "dropout: none"]
-    assert table.loc[BASE, "change in best"] == 0.0
-    assert table.loc["dropout: none", "change in gap"] == other["change in gap"][0]
+    assert table.loc[BASE, ["mean", "low", "high"]].tolist() == [0.0, 0.0, 0.0]
+    assert table.loc["dropout: none", ["mean", "low", "high"]].tolist() == other["change in best"]
+    assert table.loc["dropout: none", "p_holm"] == other["tests"]["best"]["p_holm"]
+    gap = component_table(load_components(output), "random", "gap")
+    assert gap["value"].tolist() == [found[variant]["gap"][0] for variant in table.index]
+    assert gap.loc["dropout: none", "high"] == other["change in gap"][2]
+    assert gap["p_holm"].isna().all()
 
 
 def test_a_network_beside_itself_has_no_difference(dataset: str, cache: Path) -> None:
