@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dlcf.metrics import rmse
+from dlcf.models.deepcf import DeepCF
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.runtime import paths
 from dlcf.splits import train_validation_test
@@ -19,6 +20,7 @@ from dlcf.studies import ablation
 from dlcf.studies.ablation import (
     MOVIE,
     OFF,
+    PAPER,
     RATERS,
     STEPS,
     AblatedDeepCFPlus,
@@ -151,7 +153,10 @@ def test_the_seed_draws_the_split_and_the_models(
     assert ["timestamp" in given for _, given, _ in fits] == [True, False, True]
     assert [movies is None for *_, movies in fits] == [False, False, True]
     error = rmse(validation["rating"], np.full(len(validation), 2.0))
-    assert found["off"] == dict.fromkeys(OFF, error) and found["steps"].keys() == STEPS.keys()
+    assert found["off"] == dict.fromkeys(OFF, error) and list(found["steps"]) == [PAPER, *STEPS]
+    paper = DeepCF(seed=seed, weights="best").fit(train)
+    assert found["steps"].pop(PAPER) == rmse(validation["rating"], paper.predict(validation))
+    assert found["steps"] == dict.fromkeys(STEPS, error)
     assert found["ranking"] == {"rows": [len(train), len(validation)]}
 
 
