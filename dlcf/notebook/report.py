@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
@@ -16,6 +18,13 @@ __all__ += ["update_pages", "with_tables"]
 
 HEADLINE = "04_evaluation"
 PAGES = ("README.md", "docs/speed.md")
+# What a model knows of a rating that it predicts, where it is more than the two ids.
+READS = {
+    "fm-side": "ids, genres, year, day",
+    "deepcf-plus": "ids, genres, year, second",
+    "deepcf-plus, days": "ids, genres, year, day",
+    "deepcf-plus, not re-ranked": "ids, genres, year, second",
+}
 ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `bias` does
 
 
@@ -39,21 +48,30 @@ def headline_table(results: Path | None = None) -> str:
 
 
 def comparison_table(path: Path | None = None) -> str:
-    """The comparison over seeds: means and half widths of their 95% intervals, lowest RMSE first.
+    """The comparison over seeds, lowest RMSE first; models that only rank last, without RMSE.
 
-    Models that only rank come last, without RMSE. `path` is what ``dlcf compare`` wrote; the
-    committed file by default.
+    Means, and half the width of their 95% intervals over the seeds and over users. `path` is what
+    ``dlcf compare`` wrote; the committed file by default.
     """
     splits = load_comparison(path)["splits"]
-    splits = {how: part for how, part in splits.items() if how != "global-temporal"}
-    header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
-    first = next(iter(splits.values()))["models"]
+    splits = {how: part["models"] for how, part in splits.items() if how != "global-temporal"}
+    columns: list[tuple[str, str, tuple[str, ...], str]]
+    columns = [(how, f"RMSE, {how}", ("rmse",), "rmse") for how in splits]
+    if "user-temporal" in splits:
+        served = "parts", "all", "rmse, no times"
+        columns.append(("user-temporal", "same, no times", served, "rmse, no times"))
+    columns += [(how, f"NDCG@10, {how}", ("full", "ndcg"), "ndcg") for how in splits]
+    first = next(iter(splits.values()))
     rows = []
     for model in sorted(first, key=lambda name: (name in ONLY_RANK, first[name]["rmse"][0])):
-        found = [part["models"][model] for part in splits.values()]
-        errors = ["–" if model in ONLY_RANK else _interval(one["rmse"]) for one in found]
-        rows.append([model, *errors, *(_interval(one["full"]["ndcg"]) for one in found)])
-    return _markdown(header, rows)
+        cells = [READS.get(re.sub(r" \(.*", "", model), "ids")]
+        for how, _, names, over_users in columns:
+            found = splits[how][model]
+            users = found["over users"].get(over_users)
+            cell = _interval(reduce(getitem, names, found), users)
+            cells.append("–" if model in ONLY_RANK and "rmse" in over_users else cell)
+        rows.append([model, *cells])
+    return _markdown(["model", "reads", *(title for _, title, *_ in columns)], rows, texts=2)
 
 
 def bench_table(path: Path | None = None) -> str:
@@ -100,12 +118,17 @@ def _duration(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
 
 
-def _interval(value: Sequence[float]) -> str:
-    return f"{value[0]:.3f} ± {value[2] - value[0]:.3f}"
+def _interval(over_seeds: Sequence[float | None], over_users: Sequence[float] | None) -> str:
+    halves = []
+    for interval in (over_seeds, over_users):
+        if interval is not None:  # one seed has no interval
+            _, low, high = interval
+            halves.append("–" if low is None or high is None else f"{(high - low) / 2:.3f}")
+    return f"{over_seeds[0]:.3f} ± {' / '.join(halves)}"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
