@@ -11,8 +11,6 @@ from importlib import import_module
 
 from dlcf import __version__
 
-__all__ = ["COMMANDS", "main"]
-
 # Command -> module whose `main(arguments)` does it, imported when it is chosen; and what it does.
 COMMANDS = {
     "run": ("dlcf.notebook.run", "execute notebooks and write their figures and results"),

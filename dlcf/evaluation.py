@@ -16,8 +16,6 @@ from dlcf import metrics
 from dlcf.models.base import Index, Recommender, top_k
 from dlcf.ratings import check_ratings
 
-__all__ = ["evaluate", "list_metrics", "per_user", "per_user_errors", "rank"]
-
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
 _SAMPLED_MOVIES = 100

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["dcg", "f1", "mae", "ndcg", "precision", "recall", "rmse"]
-
 Floats = NDArray[np.float64]
 
 

@@ -12,8 +12,6 @@ import pandas as pd
 
 from dlcf.runtime.frames import Rows
 
-__all__ = ["check_ids", "check_movies", "check_pairs", "check_ratings", "fingerprint"]
-
 HALF_STARS = (0.5, 5.0)
 WHOLE_STARS = (1.0, 5.0)
 DTYPES: dict[Any, Any] = {

@@ -30,8 +30,6 @@ from dlcf.runtime.saving import DESCRIPTION, read_folder
 from dlcf.training import pick_device
 from dlcf.variants.deepcf import ExplainedDeepCF
 
-__all__ = ["available", "fit_together", "load_model", "make"]
-
 _MODELS: tuple[type[Recommender], ...] = (
     GlobalMean,
     Bias,

@@ -12,8 +12,6 @@ import pandas as pd
 
 from dlcf.ratings import check_ratings
 
-__all__ = ["SPLITS", "split", "train_validation_test"]
-
 SPLITS = ("random", "user-temporal", "global-temporal", "leave-last-out")
 
 

@@ -26,8 +26,6 @@ from dlcf.runtime.checkpoints import Checkpoint
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 from dlcf.runtime.settings import check_settings, setting
 
-__all__ = ["History", "RatingNetwork", "TrainingConfig", "train_network", "training_step"]
-
 LOG = logging.getLogger(__name__)  # on level INFO, a line an epoch where no bar is shown
 # The network's inputs, then the ratings; equally many rows in each.
 Batch = tuple[Tensor, ...]

@@ -13,8 +13,6 @@ from dlcf.evaluation import list_metrics, rank
 from dlcf.explanation import strength_of
 from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = ["calibration", "error_by", "error_sums", "gini", "list_quality", "measure"]
-
 CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
 ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)

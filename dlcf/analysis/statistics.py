@@ -15,9 +15,6 @@ from scipy import stats
 from dlcf.evaluation import per_user, per_user_errors
 from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = ["Comparison", "Interval", "compare_all", "compare_models", "compare_tables", "holm"]
-__all__ += ["mean_interval"]
-
 # Metric -> (numerator, denominator) columns of a per-user table; the value over a set of users is
 # the sum of the first over that of the second, and for RMSE its root. What follows a comma in a
 # metric's name follows it in the columns' names too: "rmse, warm pairs" of "squared, warm pairs".

@@ -19,8 +19,6 @@ from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
 from dlcf.runtime.settings import setting
 
-__all__ = ["FactorizationMachine", "ImplicitFactorizationMachine", "SideFactorizationMachine"]
-
 _SECONDS_A_DAY = 86_400
 _YEARS = 10  # of release that share a feature
 _PAIRS_AT_ONCE = 4096

@@ -13,8 +13,6 @@ from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender, t
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest_of_product"]
-
 ROWS_AT_ONCE = 128
 
 

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["optional"]
-
 
 @contextmanager
 def optional(library: str, model: str) -> Iterator[None]:

@@ -15,8 +15,6 @@ from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["EASE", "ImplicitALS", "RP3Beta", "ease_scores"]
-
 _LARGEST_SYSTEM = 30_000
 
 

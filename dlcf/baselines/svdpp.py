@@ -13,8 +13,6 @@ from dlcf.models.mf import FactorNetwork, MatrixFactorization
 from dlcf.runtime.settings import setting
 from dlcf.variants.networks import rated_movies
 
-__all__ = ["ImplicitFactorNetwork", "SVDPlusPlus"]
-
 
 class ImplicitFactorNetwork(FactorNetwork):
     """SVD++: ``p_u`` becomes ``p_u + |N(u)|^-1/2 sum_{j in N(u)} y_j`` (Koren, 2008, eq. 15).

@@ -24,14 +24,6 @@ from typing import IO, Any
 from dlcf.ratings import HALF_STARS, WHOLE_STARS
 from dlcf.runtime import paths
 
-__all__ = [
-    "DATASETS",
-    "DataUnavailableError",
-    "fetch_ml100k_from_package_index",
-    "is_available",
-    "resolve_dataset",
-]
-
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 TIMEOUT = (3, 10)  # seconds for the connection, and for each part of an answer
 LARGEST_MEMBER = 4 * 2**30  # bytes; ratings.csv of ml-32m, the largest file read here, has 0.9e9

@@ -19,8 +19,6 @@ from dlcf.ratings import COLUMNS, DTYPES, HALF_STARS, check_ratings, typed_ratin
 from dlcf.runtime import paths
 from dlcf.runtime.frames import Rows
 
-__all__ = ["load_movies", "load_ratings", "load_tags"]
-
 CACHED_FROM = 2**24  # bytes of a file, packed or not; a smaller one is read in under a second
 # How pandas reads each of RATINGS_FILES. Its fast parser takes separators of one character only,
 # so that "::" is read as two ":" with an empty column between.

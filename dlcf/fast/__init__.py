@@ -21,9 +21,6 @@ from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, Tr
 from dlcf.variants.components import ComponentNetwork, UnattendedNetwork
 from dlcf.variants.networks import FaithfulAttentionNetwork
 
-__all__ = ["disabled", "register"]
-
-
 # By type: embedding tables of which a batch touches few rows. SVD++'s implicit factors are none, of
 # which a batch reads nearly all.
 _EMBEDDINGS = ("user_embedding", "movie_embedding")

@@ -32,8 +32,6 @@ from dlcf.fast import kernels
 from dlcf.runtime.distributed import share, sum_over_processes
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
-__all__ = ["DeferredAdam", "DistinctRows", "FlatAdam", "PairStep"]
-
 Ints = NDArray[np.int64]
 
 # A power below this is taken as zero: denormal floats are slow, and nothing that small is left.

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from dlcf.fast.adam import DeferredAdam
 from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig
 
-__all__ = ["DeferredStep"]
-
 
 class DeferredStep(AutogradStep):
     """Autograd, with Adam's steps for the rows of `tables` deferred.

@@ -18,8 +18,6 @@ from dlcf.ratings import check_ids, check_movies, check_pairs, check_ratings, ra
 from dlcf.runtime.saving import write_folder
 from dlcf.runtime.settings import check_settings
 
-__all__ = ["Arrays", "Floats", "Index", "Interactions", "Recommender", "fit_biases", "top_k"]
-
 FORMAT = 1
 USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
 _USERS_AT_ONCE = 64

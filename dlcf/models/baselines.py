@@ -20,8 +20,6 @@ from dlcf.models.base import (
 )
 from dlcf.runtime.settings import setting
 
-__all__ = ["Bias", "GlobalMean", "Popular"]
-
 
 @dataclass(kw_only=True, eq=False)
 class GlobalMean(Recommender):

@@ -17,8 +17,6 @@ from dlcf.models.network import WEIGHTS, NetworkRecommender
 from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
-__all__ = ["AttentionNetwork", "DeepCF"]
-
 
 class AttentionNetwork(RatingNetwork):
     """Attention over two embeddings, then a tower.

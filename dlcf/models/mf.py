@@ -15,8 +15,6 @@ from dlcf.models.network import WEIGHTS, NetworkRecommender
 from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
-__all__ = ["FactorNetwork", "MatrixFactorization"]
-
 
 class FactorNetwork(RatingNetwork):
     """``r_ui = mu + b_u + b_i + p_u . q_i`` (Koren, Bell and Volinsky, 2009, eq. 4)."""

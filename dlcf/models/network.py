@@ -25,8 +25,6 @@ from dlcf.training import (
     train_network,
 )
 
-__all__ = ["FASTER_SCORES", "WEIGHTS", "NetworkRecommender", "hold_out"]
-
 WEIGHTS = ("last", "best")
 
 # By the exact type of a network: its ratings of all movies for users (int64 ``(n,)``),

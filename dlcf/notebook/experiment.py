@@ -24,8 +24,6 @@ from dlcf.splits import SPLITS
 from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import SPLITS as COMPARED
 
-__all__ = ["Run", "check_parameters", "output_folder", "read_parameters", "start"]
-
 CHECK = "DLCF_CHECK_RESULTS"
 THREADS = "DLCF_THREADS"
 OUTPUT = "DLCF_OUTPUT_DIR"

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from dlcf.explanation import Explanation, title_of
 from dlcf.training import History
 
-__all__ = ["figure_bytes", "use_style"]
-
 SCREEN_DPI, PRINT_DPI = 110, 200
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")

@@ -23,8 +23,6 @@ import nbformat
 
 from dlcf.runtime import paths
 
-__all__ = ["main", "refreshed", "unbound"]
-
 _BOUND = re.compile(r"[-+−]?[\d,]*\.?\d+%?<!--= *(?P<name>.*?) +(?P<format>\S+) *-->")
 _MARKED = re.compile(r"[-+−]?[\d,]*\.?\d+%?<!--.*?-->")
 _DECIMAL = re.compile(r"(?<![\w.])\d[\d,]*\.\d+%?(?![\w.]*\d)")

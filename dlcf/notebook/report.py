@@ -11,9 +11,6 @@ from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
 from dlcf.studies.compare import load_comparison
 
-__all__ = ["HEADLINE", "bench_table", "comparison_table", "headline_table"]
-__all__ += ["update_pages", "with_tables"]
-
 HEADLINE = "04_evaluation"
 PAGES = ("README.md", "docs/speed.md")
 ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `bias` does

@@ -21,8 +21,6 @@ from dlcf.notebook.experiment import OUTPUT, check_parameters, output_folder, re
 from dlcf.notebook.report import HEADLINE, headline_table
 from dlcf.runtime import paths
 
-__all__ = ["choose_parameters", "keep_outputs", "main", "run_notebook"]
-
 
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     """Execute a notebook of `notebooks/`, named without its ending; returns the seconds it took.

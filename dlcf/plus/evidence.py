@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Arrays, Index, Interactions, fit_biases
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["Context", "Evidence", "EvidenceRecommender", "SideInformation", "episodes", "folds_of"]
-
 Values = NDArray[Any]
 TIME_SCALES = (15.0, 90.0, 600.0, 3600.0, 86400.0, 30 * 86400.0, 3e7)  # seconds: page ... year
 SESSION = 2  # the position of ten minutes in TIME_SCALES

@@ -28,8 +28,6 @@ from dlcf.runtime import paths
 from dlcf.runtime.distributed import is_first
 from dlcf.runtime.paths import write_atomically
 
-__all__ = ["Checkpoint", "checkpoints", "fingerprint", "keeping_checkpoints"]
-
 Result = TypeVar("Result")
 
 KEPT = 2

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["is_first", "n_processes", "process_group", "share", "sum_over_processes"]
-
 Values = TypeVar("Values", Tensor, NDArray[Any])
 
 

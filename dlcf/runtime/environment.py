@@ -12,8 +12,6 @@ from typing import Any
 
 from dlcf.runtime import paths
 
-__all__ = ["git_state", "library_versions", "processor_name"]
-
 
 def processor_name() -> str:
     """The processor's model, or its architecture where the system does not tell more."""

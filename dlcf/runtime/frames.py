@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["Rows"]
-
 DROP = "correct or drop the row"
 
 

@@ -15,8 +15,6 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
-__all__ = ["map_in_processes"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -23,8 +23,6 @@ from safetensors.numpy import load, save
 from dlcf.runtime import paths
 from dlcf.runtime.paths import write_atomically
 
-__all__ = ["DESCRIPTION", "folder_for_model", "read_folder", "write_folder"]
-
 DESCRIPTION = "model.json"
 TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
 LOCK = ".lock"

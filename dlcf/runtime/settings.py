@@ -13,8 +13,6 @@ from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_settings", "setting"]
-
 _LIMITS = {
     "least": ("of at least", operator.ge),
     "above": ("above", operator.gt),

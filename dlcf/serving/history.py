@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from dlcf.models.base import USER_DAMPING, Recommender
 
-__all__ = ["HistoryRecommender"]
-
 
 class HistoryRecommender(Recommender):
     """A model that computes what it says of a user from the user's ratings when it is asked.

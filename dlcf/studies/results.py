@@ -18,8 +18,6 @@ from dlcf.ratings import fingerprint
 from dlcf.runtime import paths
 from dlcf.runtime.environment import git_state, library_versions, processor_name
 
-__all__ = ["SPLITS", "interval_frame", "load_results", "options", "provenance"]
-
 DATASET = "ml-latest-small"  # the paper's
 SPLITS = ("random", "user-temporal")  # those that studies report on
 SEEDS = (0, 1, 2, 3, 4)

@@ -22,8 +22,6 @@ from dlcf.splits import SPLITS, split
 from dlcf.studies.results import DATASET
 from dlcf.training import pick_device
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fit, report the error on the test split, save; with ``torchrun``, by all its processes."""

@@ -20,8 +20,6 @@ from dlcf.training import Batch, seeded
 from dlcf.variants.networks import FaithfulAttentionNetwork, RankingAttentionNetwork, coalitions
 from dlcf.variants.shapley import evenly_spread, share_correlation
 
-__all__ = ["ExplainedDeepCF"]
-
 MOST_MEASURED = 5000  # held-out pairs that the faithfulness of the weights is measured on
 
 

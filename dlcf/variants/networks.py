@@ -11,14 +11,6 @@ from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.variants.shapley import player_share, shapley
 
-__all__ = [
-    "FaithfulAttentionNetwork",
-    "RankingAttentionNetwork",
-    "coalitions",
-    "rate_embeddings",
-    "rated_movies",
-]
-
 
 def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the users rated in training, one user after the other.

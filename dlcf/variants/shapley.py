@@ -11,8 +11,6 @@ from scipy import stats
 
 from dlcf.models.base import Recommender
 
-__all__ = ["cold_coalitions", "evenly_spread", "player_share", "shapley", "share_correlation"]
-
 
 def shapley(values: Any) -> tuple[Any, Any]:
     """Shapley values of a game of two players, user and movie.
