@@ -258,6 +258,10 @@ def train_network(
 ) -> tuple[History, dict[str, Tensor]]:
     """Train in place; call it inside :func:`seeded`.
 
+    Losses and learning rates by epoch come back, and a copy of the weights of the epoch with the
+    lowest validation loss. ValueError where there are fewer than two ratings: batch normalisation
+    has no variance to work with.
+
     Parameters
     ----------
     network
@@ -267,13 +271,6 @@ def train_network(
         Without validation rows a plateau is never seen and the best epoch is the last.
     config
         See :class:`TrainingConfig`.
-
-    Returns
-    -------
-    history, best_state
-        Losses and learning rates by epoch; a copy of the weights of the epoch with the lowest
-        validation loss. ValueError where there are fewer than two ratings: batch normalisation has
-        no variance to work with.
     """
     if len(train[-1]) < 2:
         raise ValueError(f"a network needs at least 2 ratings to train on, not {len(train[-1])}")

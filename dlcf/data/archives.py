@@ -275,8 +275,5 @@ def _verify(path: Path, sha256: str | None) -> None:
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
     """Hexadecimal digest of a file of any size."""
-    digest = hashlib.new(kind)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -23,13 +23,8 @@ from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig
 class DeferredStep(AutogradStep):
     """Autograd, with Adam's steps for the rows of `tables` deferred.
 
-    Parameters
-    ----------
-    network, train, config
-        As for :func:`dlcf.training.train_network`.
-    tables
-        Embeddings of the network, which reads them only by calling them; Adam's settings are
-        torch's defaults for them.
+    They are embeddings of the network, which reads them only by calling them; Adam's settings are
+    torch's defaults for them.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class Interactions:
 
 
 class Recommender(ABC):
-    """A model of ratings that can also rank; subclasses implement `_fit` and `_predict`.
+    """A model of ratings that can also rank; subclasses implement `_fit`, and most `_predict`.
 
     A model is a dataclass whose fields are its hyper-parameters. Every model learns user and movie
     biases besides, which serve what it cannot:
@@ -107,6 +107,9 @@ class Recommender(ABC):
     ) -> Recommender:
         """Learn from `train`; returns the model itself.
 
+        ValueError where a frame is empty or wrong names the column, the row and the remedy; a model
+        that was fitted before stays as it was.
+
         Parameters
         ----------
         train
@@ -116,12 +119,6 @@ class Recommender(ABC):
             one holds out part of `train`.
         movies
             Titles and genres, for models and explanations that use them.
-
-        Raises
-        ------
-        ValueError
-            A frame is empty or wrong; the message names the column, the row and the remedy. A
-            model that was fitted before stays as it was.
         """
         train = check_ratings(train, source="train")
         scale = rating_scale(train)
@@ -161,10 +158,7 @@ class Recommender(ABC):
     def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predicted ratings, float64 ``(n,)``, inside the scale; unknown ids are served.
 
-        Parameters
-        ----------
-        pairs
-            Frame with `userId`, `movieId` and, for models that use time, `timestamp`.
+        `pairs` is a frame with `userId`, `movieId` and, for models that use time, `timestamp`.
         """
         self._check_fitted()
         pairs = check_pairs(pairs, source="pairs")
@@ -185,15 +179,8 @@ class Recommender(ABC):
     def score_all(self, user_ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
         """Ranking scores of the whole catalogue; they need not be ratings.
 
-        Parameters
-        ----------
-        user_ids
-            MovieLens' ids; unknown ones get the number of ratings of each movie.
-
-        Returns
-        -------
-        ndarray
-            float32 ``(len(user_ids), len(self.movie_ids))``, columns in `movie_ids` order.
+        float32 ``(len(user_ids), len(self.movie_ids))``, columns in `movie_ids` order. `user_ids`
+        are MovieLens'; unknown ones get the number of ratings of each movie.
         """
         self._check_fitted()
         users, known = _positions(self.user_ids, check_ids(user_ids, "userId"))
@@ -218,15 +205,8 @@ class Recommender(ABC):
     ) -> pd.DataFrame:
         """The lists of :meth:`recommend` for many users, which takes less than one after another.
 
-        Parameters
-        ----------
-        user_ids
-            MovieLens' ids; by default all users that the model was fitted on.
-
-        Returns
-        -------
-        DataFrame
-            `userId`, `movieId` and `score`, in the order of `user_ids`, each list best first.
+        `userId`, `movieId` and `score`, in the order of `user_ids`, each list best first; by
+        default of all users that the model was fitted on.
         """
         self._check_fitted()
         if k < 1:
@@ -332,9 +312,9 @@ class Recommender(ABC):
     ) -> None:
         """Learn from indexed ratings; `validation` holds only known users and movies."""
 
-    @abstractmethod
     def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        """Ratings of known pairs; they are clipped to the scale afterwards."""
+        """Ratings of known pairs, clipped to the scale afterwards; by default the biases'."""
+        return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         """Ranking scores of known users over the catalogue; predicted ratings by default."""
@@ -387,12 +367,10 @@ def fit_biases(
     movie_damping: float = MOVIE_DAMPING,
     sweeps: int = 15,
 ) -> tuple[float, Floats, Floats]:
-    """Global mean, user biases and movie biases by alternating damped means.
+    """Global mean, user biases and movie biases, in rating units, by alternating damped means.
 
     Minimises ``sum (r - mu - b_u - b_i)^2 + user_damping |b_u|^2 + movie_damping |b_i|^2``, the
     baseline estimate of Koren, Bell and Volinsky (2009), with mu held at the mean rating.
-
-    All are in rating units; shapes ``()``, ``(n_users,)``, ``(n_movies,)``.
     """
     users, movies = data.users, data.movies
     mean = float(data.ratings.mean(dtype=np.float64))

@@ -140,18 +140,10 @@ class DeepCF(NetworkRecommender):
         return AttentionNetwork(data.n_users, data.n_movies, self.scale, *layers)
 
     def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
-        """Weights on user preferences and movie characteristics.
+        """Weights on user preferences and movie characteristics, ``(n, 2)``, rows sum to 1.
 
-        Parameters
-        ----------
-        pairs
-            Frame with `userId`, `movieId`.
-
-        Returns
-        -------
-        ndarray
-            float64 ``(n, 2)``, rows sum to 1. Where the user is unknown the row is (0, 1), where
-            the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
+        `pairs` is a frame with `userId`, `movieId`. Where the user is unknown the row is (0, 1),
+        where the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
         """
         users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)

@@ -52,10 +52,7 @@ class NetworkRecommender(Recommender):
     network: Any  # the RatingNetwork that `build_network` gave
 
     def use_weights(self, which: str) -> NetworkRecommender:
-        """Predict with the weights of the ``"last"`` epoch or of the ``"best"`` on validation.
-
-        Returns the model itself.
-        """
+        """Predict with the ``"last"`` or ``"best"`` epoch's weights; returns the model itself."""
         if which not in self.saved_as:
             raise ValueError(f"weights are {which!r}; choose one of {', '.join(self.saved_as)}")
         self._check_fitted()

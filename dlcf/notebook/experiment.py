@@ -38,10 +38,7 @@ CHOICES["07_beyond_accuracy SPLIT"] = COMPARED
 def read_parameters(notebook: str) -> dict[str, Any]:
     """Names and stored values of the `parameters` cell of a notebook, named without its ending.
 
-    Raises
-    ------
-    ValueError
-        There is no such notebook, or it has no cell tagged `parameters`.
+    ValueError where there is no such notebook, or it has no cell tagged `parameters`.
     """
     path = paths.NOTEBOOKS / f"{notebook}.ipynb"
     if not path.is_file():
@@ -153,17 +150,11 @@ class Run:
     def record(self, numbers: Mapping[str, Any], tolerance: float = 1e-6) -> None:
         """Write the notebook's numbers to `results/NOTEBOOK.json`, with the parameters.
 
+        They are nested mappings and lists of numbers and texts; floats are kept to 6 decimals.
         Where the environment variable DLCF_CHECK_RESULTS is set and the parameters are the stored
         ones, nothing is written: the numbers are compared with the file, and AssertionError lists
-        those that differ.
-
-        Parameters
-        ----------
-        numbers
-            Nested mappings and lists of numbers and texts; floats are kept to 6 decimals.
-        tolerance
-            Largest absolute difference that the comparison accepts. Closed-form numbers keep the
-            default; those of trained networks differ between processors and need room for it.
+        those that differ by more than `tolerance`. Closed-form numbers keep the default; those of
+        trained networks differ between processors and need room for it.
         """
         path = self.folder / "results" / f"{self.notebook}.json"
         content = {"parameters": self.parameters, "numbers": _rounded(numbers)}

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from dlcf.runtime import paths
 from dlcf.runtime.distributed import is_first
-from dlcf.runtime.paths import write_atomically
 
 Result = TypeVar("Result")
 
@@ -53,21 +52,13 @@ def checkpoints(
     """Keep checkpoints of all training inside, and go on from those that are there.
 
     They are written after each epoch, after each `steps` steps, and where `seconds` have passed
-    since the last. They do not change what is learned.
+    since the last: the longest stretch of training that may be lost; None sets no limit on steps.
+    They do not change what is learned. `folder` is made where it is missing. A training that is
+    complete leaves its last two checkpoints, so that doing it again is done at once; delete the
+    folder when it is no longer wanted.
 
-    Parameters
-    ----------
-    folder
-        Made where it is missing. A training that is complete leaves its last two checkpoints, so
-        that doing it again is done at once; delete the folder when it is no longer wanted.
-    seconds, steps
-        The longest stretch of training that may be lost; None sets no limit on steps.
-
-    Raises
-    ------
-    RuntimeError
-        Another process trains the same, with its checkpoints in the same folder. What is trained
-        inside is locked to the end of the block; the lock of a killed process is free.
+    RuntimeError where another process trains the same, with its checkpoints in the same folder.
+    What is trained inside is locked to the end of the block; the lock of a killed process is free.
     """
     with ExitStack() as locks:
         token = _place.set(_Place(paths.path(folder), seconds, steps, locks))
@@ -135,7 +126,7 @@ class Checkpoint:
         torch.save(state, buffer)
         saved = buffer.getbuffer()
         digest = hashlib.sha256(saved).digest()
-        write_atomically(self.folder / f"{self._number:08d}.pt", digest, saved)
+        paths.write_atomically(self.folder / f"{self._number:08d}.pt", digest, saved)
         for path in (*self.folder.glob(UNFINISHED), *self._all()[:-KEPT]):
             with suppress(OSError):  # it may be a folder
                 path.unlink()
@@ -149,14 +140,8 @@ class Checkpoint:
 def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], settings: Any) -> str:
     """What is trained, as 16 hexadecimal digits.
 
-    Parameters
-    ----------
-    network
-        Before training: modules, plain attributes and initial weights count.
-    data
-        Ratings to train and to validate on.
-    settings
-        Anything whose ``repr`` tells all.
+    Of the network, before training, modules, plain attributes and initial weights count; `data` are
+    ratings to train and to validate on, `settings` is anything whose ``repr`` tells all.
     """
     digest = hashlib.sha256(repr(settings).encode())
     plain = {k: v for k, v in vars(network).items() if isinstance(v, (int, float, str, tuple))}

@@ -14,17 +14,10 @@ DROP = "correct or drop the row"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a frame.
+    """The rows of a frame whose columns are checked; `source` is what error messages call it.
 
-    Parameters
-    ----------
-    frame
-        Whose columns are checked.
-    source
-        What error messages call it.
-    first_line
-        Rows are named by position from 0; with this, by line of the file that the frame's index
-        counts from 0, the first of which is `first_line`.
+    Rows are named by position from 0; with `first_line`, by line of the file that the frame's index
+    counts from 0, the first of which is `first_line`.
     """
 
     frame: pd.DataFrame

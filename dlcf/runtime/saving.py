@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from dlcf.runtime import paths
-from dlcf.runtime.paths import write_atomically
 
 DESCRIPTION = "model.json"
 TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
@@ -34,15 +33,8 @@ def write_folder(
 ) -> Path:
     """Save arrays and what describes them; a model that was there before is replaced.
 
-    Parameters
-    ----------
-    folder
-        Made where it is missing. A link to a folder is followed, ``~`` is the user's home.
-
-    Raises
-    ------
-    ValueError
-        The path is empty, or there is something that is no saved model: nothing is touched.
+    `folder` is made where it is missing; a link to a folder is followed, ``~`` is the user's home.
+    ValueError where it is empty, or holds something that is no saved model: nothing is touched.
     """
     folder = folder_for_model(folder)
     blob = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
@@ -57,8 +49,8 @@ def write_folder(
     }
     listing = json.dumps(content, indent=1, ensure_ascii=False)
     with FileLock(folder / LOCK):  # two that save here at once would remove each other's tensors
-        write_atomically(folder / tensors, blob)
-        write_atomically(folder / DESCRIPTION, listing)
+        paths.write_atomically(folder / tensors, blob)
+        paths.write_atomically(folder / DESCRIPTION, listing)
         for path in folder.glob(ANY_TENSORS):
             if path.name != tensors:
                 path.unlink(missing_ok=True)
@@ -68,12 +60,8 @@ def write_folder(
 def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays and the description that :func:`write_folder` wrote.
 
-    Raises
-    ------
-    FileNotFoundError
-        The folder holds no `model.json`.
-    ValueError
-        A file is damaged: it is not what was written.
+    FileNotFoundError where the folder holds no `model.json`, ValueError where a file is damaged: it
+    is not what was written.
     """
     path = paths.path(folder) / DESCRIPTION
     if not path.is_file():

@@ -42,12 +42,8 @@ def check_settings(settings: Any) -> None:
     """Check the fields of a dataclass by their annotations and ranges, and convert them in place.
 
     Known annotations are ``int``, ``float``, ``str``, ``bool``, each with ``| None`` or as
-    ``Sequence[...]``, which becomes a tuple. Others are left alone.
-
-    Raises
-    ------
-    ValueError
-        A value is of another kind, not finite, or out of range; the message names the field.
+    ``Sequence[...]``, which becomes a tuple. Others are left alone. ValueError where a value is of
+    another kind, not finite, or out of range names the field.
     """
     for declared in fields(settings):
         value = getattr(settings, declared.name)
