@@ -99,31 +99,15 @@ def per_user(
 
 @dataclass(frozen=True)
 class RankedLists:
-    """What each user was shown and what there was to show; one row a user, k places.
+    """What each user was shown and what there was to show; one row a user, k places."""
 
-    Attributes
-    ----------
-    users
-        ids, ``(n,)``: the test users with at least one relevant test movie.
-    movies
-        ids in list order, ``(n, k)``; -1 in places that are not filled.
-    hits
-        bool ``(n, k)``: the movie is relevant.
-    gains, ideal
-        ``(n, k)``: gain of each place, and of the best list possible.
-    length
-        Filled places, ``(n,)``.
-    n_relevant
-        Relevant test movies, ``(n,)``.
-    """
-
-    users: Index
-    movies: Index
-    hits: NDArray[np.bool_]
-    gains: NDArray[Any]
-    ideal: NDArray[Any]
-    length: Index
-    n_relevant: Index
+    users: Index  # ids, (n,): the test users with at least one relevant test movie
+    movies: Index  # ids in list order, (n, k); -1 in places that are not filled
+    hits: NDArray[np.bool_]  # (n, k): the movie is relevant
+    gains: NDArray[Any]  # (n, k), of each place
+    ideal: NDArray[Any]  # (n, k): gains of the best list possible
+    length: Index  # filled places, (n,)
+    n_relevant: Index  # relevant test movies, (n,)
 
     def cut(self, k: int) -> RankedLists:
         """The first k places: a list of k is the head of a longer one."""

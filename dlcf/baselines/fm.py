@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.environment import optional
 from dlcf.runtime.settings import setting
 
 _SECONDS_A_DAY = 86_400

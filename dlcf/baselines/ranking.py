@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from dlcf.baselines.knn import strongest_of_product
-from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.environment import optional
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
@@ -219,10 +219,8 @@ class RP3Beta(Recommender):
 
     Parameters
     ----------
-    alpha
-        Power of the transition probabilities.
-    beta
-        Discount of popularity; 0 is P3alpha.
+    alpha, beta
+        Power of the transition probabilities, and discount of popularity; 0 is P3alpha.
     neighbors
         Largest w_ji that are kept of each movie j.
     """

@@ -40,12 +40,6 @@ _BY_HAND: dict[type[RatingNetwork], tuple[str, str]] = {
 }
 
 
-def register() -> None:
-    """Fill the hooks; importing this package does it."""
-    FASTER_STEPS.update(dict.fromkeys(_TABLES, _step))
-    FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))
-
-
 @contextmanager
 def disabled() -> Iterator[None]:
     """Inside, networks are trained and ranked by the plain code of the core."""
@@ -80,4 +74,5 @@ def _scores(network: AttentionNetwork, users: Tensor) -> Tensor:
     return _module("catalogue").score_all(network, users)
 
 
-register()
+FASTER_STEPS.update(dict.fromkeys(_TABLES, _step))
+FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))

@@ -29,25 +29,13 @@ Known = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Interactions:
-    """Ratings with contiguous indices, as models see them.
+    """Ratings with contiguous indices, as models see them; a row of each column is a rating."""
 
-    Attributes
-    ----------
-    users, movies
-        int64 ``(n,)``, rows of the model's `user_ids` and `movie_ids`.
-    ratings
-        float32 ``(n,)``, on the data's scale.
-    timestamps
-        int64 ``(n,)``, seconds UTC; zeros where the frame had none.
-    n_users, n_movies
-        Sizes of the two vocabularies.
-    """
-
-    users: Index
-    movies: Index
-    ratings: NDArray[np.float32]
-    timestamps: Index
-    n_users: int
+    users: Index  # rows of the model's `user_ids`
+    movies: Index  # rows of its `movie_ids`
+    ratings: NDArray[np.float32]  # on the data's scale
+    timestamps: Index  # seconds UTC; zeros where the frame had none
+    n_users: int  # sizes of the two vocabularies
     n_movies: int
 
     def __len__(self) -> int:

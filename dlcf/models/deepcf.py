@@ -29,16 +29,8 @@ class AttentionNetwork(RatingNetwork):
         s = sigmoid(w . x + b)                    the recommendation strength
         r = low + (high - low) s                  the rating
 
-    Parameters
-    ----------
-    n_users, n_movies
-        Sizes of the vocabularies.
-    scale
-        Lowest and highest rating, ``low`` and ``high``.
-    embedding_size
-        Length of ``p`` and of ``q``.
-    hidden, dropout
-        Units and dropout rate of each hidden layer.
+    `scale` is ``low`` and ``high``, `embedding_size` the length of ``p`` and of ``q``; `hidden` and
+    `dropout` are units and dropout rate of each hidden layer.
     """
 
     def __init__(
@@ -100,15 +92,14 @@ class DeepCF(NetworkRecommender):
         Length of the user and movie embeddings.
     hidden, dropout
         Units and dropout rate of each hidden layer.
-    epochs, batch_size, learning_rate, lr_factor, lr_patience, early_stopping
+    epochs, batch_size, learning_rate, lr_factor, lr_patience, early_stopping, seed, device,
+    precision
         See :class:`dlcf.training.TrainingConfig`.
     validation_fraction
         Share of train held out for the learning-rate schedule where no validation frame is given.
     weights
         Predict with the weights of the ``"last"`` epoch, as the paper's figures suggest, or of the
         ``"best"`` epoch on validation.
-    seed, device, precision
-        See :class:`dlcf.training.TrainingConfig`.
     """
 
     name: ClassVar[str] = "deepcf"

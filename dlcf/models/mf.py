@@ -77,15 +77,13 @@ class MatrixFactorization(NetworkRecommender):
         Length of the user and movie vectors.
     regularization, bias_regularization
         L2 penalties of eq. 5, on the rows that a batch touches.
-    epochs, batch_size, learning_rate
+    epochs, batch_size, learning_rate, seed, device
         See :class:`dlcf.training.TrainingConfig`.
     validation_fraction
         Share of train held out where no validation frame is given. The default holds out nothing:
         the number of epochs was chosen once, on validation data, and all of train is used.
     weights
         ``"last"`` or ``"best"`` epoch.
-    seed, device
-        See :class:`dlcf.training.TrainingConfig`.
     """
 
     name: ClassVar[str] = "mf"

@@ -23,9 +23,9 @@ from dlcf.runtime import paths
 from dlcf.splits import SPLITS
 from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import SPLITS as COMPARED
+from dlcf.studies.train import default_threads
 
 CHECK = "DLCF_CHECK_RESULTS"
-THREADS = "DLCF_THREADS"
 OUTPUT = "DLCF_OUTPUT_DIR"
 # Last word of a parameter's name -> the least that it can be.
 LEAST = {"SEED": 0, "EPOCHS": 1, "FACTORS": 1, "K": 1, "MODELS": 2, "SIZE": 1, "USERS": 1}
@@ -93,9 +93,8 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
         if source.startswith("# Parameters\n"):  # papermill's
             names |= {ast.unparse(s.targets[0]) for s in _assignments(source)}
     check_parameters(notebook, {name: namespace[name] for name in sorted(names)})
-    # Sums of floats depend on how many threads share them, so a fixed count gives the same numbers
-    # on a machine of any size; batches of 64 rows are too small to gain from a second thread.
-    torch.set_num_threads(int(os.environ.get(THREADS, "1")))
+    # The same numbers on a machine of any size; batches of 64 rows are too small to gain from more.
+    torch.set_num_threads(default_threads())
     use_style()
     run = Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
     if not run.is_default:

@@ -35,13 +35,12 @@ def headline_table(results: Path | None = None) -> str:
     return _markdown(["model", *header], rows)
 
 
-def comparison_table(path: Path | None = None) -> str:
+def comparison_table() -> str:
     """The comparison over seeds: means and half widths of their 95% intervals, lowest RMSE first.
 
-    Models that only rank come last, without RMSE. `path` is what ``dlcf compare`` wrote; the
-    committed file by default.
+    Models that only rank come last, without RMSE.
     """
-    splits = load_comparison(path)["splits"]
+    splits = load_comparison()["splits"]
     splits = {how: part for how, part in splits.items() if how != "global-temporal"}
     header = ["model", *(f"RMSE, {name}" for name in splits), *(f"NDCG@10, {n}" for n in splits)]
     first = next(iter(splits.values()))["models"]

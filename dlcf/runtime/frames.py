@@ -69,10 +69,8 @@ class Rows:
             return
         bad = self.frame.duplicated(list(columns)).to_numpy()
         if bad.any():
-            second = int(bad.argmax())
-            alike = (self.frame[list(columns)] == self.frame[list(columns)].iloc[second]).all(
-                axis=1
-            )
+            keys = self.frame[list(columns)]
+            alike = (keys == keys.iloc[int(bad.argmax())]).all(axis=1)
             what = " and ".join(f"{column} {{{column}}}" for column in columns)
             holder = self.number(int(alike.to_numpy().argmax()))
             pair = "pair of " if others else ""

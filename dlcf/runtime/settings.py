@@ -16,7 +16,6 @@ from typing import Any
 _LIMITS = {
     "least": ("of at least", operator.ge),
     "above": ("above", operator.gt),
-    "most": ("of at most", operator.le),
     "below": ("below", operator.lt),
 }
 
@@ -26,15 +25,14 @@ def setting(
     *,
     least: float | None = None,
     above: float | None = None,
-    most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A field with a range: ``least <= value <= most``, ``above < value < below``, or choices.
+    """A field with a range: ``least <= value``, ``above < value < below``, or choices.
 
     Of a sequence, each element is held to it.
     """
-    limits = {"least": least, "above": above, "most": most, "below": below}
+    limits = {"least": least, "above": above, "below": below}
     return field(default=default, metadata={**limits, "choices": tuple(choices)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -57,6 +58,14 @@ def options(
     except ValueError as error:
         parser.error(str(error))
     return given
+
+
+def literal(text: str) -> Any:
+    """What a user gave as a value: a Python literal where it is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def load_results(path: Path, command: str) -> dict[str, Any]:
