@@ -10,6 +10,9 @@ from math import isnan
 from typing import Any
 from unicodedata import category
 
+__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem"]
+__all__ += ["for_output", "strength_of", "table_of", "title_of"]
+
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
 BAR = 20  # characters

@@ -137,7 +137,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if HEADLINE in folders:
         print(f"\n{headline_table(folders[HEADLINE] / 'results' / f'{HEADLINE}.json')}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

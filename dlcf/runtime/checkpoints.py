@@ -96,7 +96,15 @@ class Checkpoint:
         if self._place is not None:
             self.folder = self._place.folder / fingerprint(network, data, settings)
             if is_first():
-                self._place.locks.enter_context(_locked(self.folder))
+                # One object for all trainings of this process, which may follow each other.
+                lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
+                try:
+                    self._place.locks.enter_context(lock)
+                except Timeout:
+                    raise RuntimeError(
+                        f"another process trains this: {self.folder} is locked; wait until it is "
+                        "done, or name another folder for checkpoints"
+                    ) from None
 
     def load(self) -> Any | None:
         """The newest state that is whole, tensors on the CPU; None where there is none."""
@@ -152,19 +160,6 @@ def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], set
         content = tensor.detach().cpu().contiguous().ravel().view(torch.uint8)
         digest.update(content.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        # One object for all trainings of this process, which may follow each other in one block.
-        with FileLock(folder / ".lock", timeout=0, is_singleton=True):
-            yield
-    except Timeout:
-        raise RuntimeError(
-            f"another process trains this: {folder} is locked; wait until it is done, or name "
-            "another folder for checkpoints"
-        ) from None
 
 
 def _read(path: Path) -> Any | None:

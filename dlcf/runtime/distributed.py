@@ -2,7 +2,7 @@
 
 Every process holds all ratings and all weights, draws the same order, and works on its own part of
 each batch; gradients are summed, so that all make the same step. One process is the special case in
-which nothing is exchanged. ``torchrun -m dlcf.studies.train`` fits a model this way.
+which nothing is exchanged. ``torchrun -m dlcf train`` fits a model this way.
 """
 
 from __future__ import annotations
