@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from dlcf.runtime import paths
+from dlcf.runtime.paths import write_atomically
 
 DESCRIPTION = "model.json"
 TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
@@ -49,8 +50,8 @@ def write_folder(
     }
     listing = json.dumps(content, indent=1, ensure_ascii=False)
     with FileLock(folder / LOCK):  # two that save here at once would remove each other's tensors
-        paths.write_atomically(folder / tensors, blob)
-        paths.write_atomically(folder / DESCRIPTION, listing)
+        write_atomically(folder / tensors, blob)
+        write_atomically(folder / DESCRIPTION, listing)
         for path in folder.glob(ANY_TENSORS):
             if path.name != tensors:
                 path.unlink(missing_ok=True)
