@@ -11,8 +11,6 @@ from importlib import import_module
 
 from dlcf import __version__
 
-__all__ = ["COMMANDS", "main"]
-
 # Command -> module whose `main(arguments)` does it, imported when it is chosen; and what it does.
 COMMANDS = {
     "run": ("dlcf.notebook.run", "execute notebooks and write their figures and results"),
@@ -21,10 +19,7 @@ COMMANDS = {
     "tune": ("dlcf.studies.tune", "run trials of hyper-parameters on validation data"),
     "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
     "replication": ("dlcf.paper.replication", "search for what gives the paper's six numbers"),
-    "components": (
-        "dlcf.paper.components",
-        "what each part of the paper's network is worth",
-    ),
+    "components": ("dlcf.paper.components", "what each part of the paper's network is worth"),
     "prose": ("dlcf.notebook.prose", "refresh the numbers in the text of notebooks and README"),
 }
 
@@ -54,9 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return import_module(module).main(arguments[1:]) or 0
     except KeyboardInterrupt:
         logging.disable()  # of what was cut off in the middle
-        print(
-            f"\ndlcf {command}: interrupted; the same command goes on from there", file=sys.stderr
-        )
+        problem = "interrupted; the same command goes on from there"
+        print(f"\ndlcf {command}: {problem}", file=sys.stderr)
         return 130
     except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
         if sys.flags.dev_mode:

@@ -16,8 +16,6 @@ from dlcf import metrics
 from dlcf.models.base import Index, Recommender, top_k
 from dlcf.ratings import check_ratings
 
-__all__ = ["evaluate", "list_metrics", "per_user", "per_user_errors", "rank"]
-
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
 _SAMPLED_MOVIES = 100
@@ -65,12 +63,8 @@ def evaluate(
         over the users with at least one relevant test movie; ``f1@k``, the harmonic mean of the
         two means; ``ratings`` and ``users``, the numbers of both. A list shorter than k divides
         precision by its own length. Movies with equal scores are ranked in an order drawn once,
-        the same for all models, so that no model gains from the order of the ids.
-
-    Raises
-    ------
-    ValueError
-        The protocol is unknown, a frame is wrong, or no test user has a relevant movie.
+        the same for all models, so that no model gains from the order of the ids. ValueError where
+        the protocol is unknown, a frame is wrong, or no test user has a relevant movie.
     """
     frame = per_user(model, train, test, protocol, k, threshold)
     actual, predicted = test["rating"].to_numpy(), model.predict(test)
@@ -105,31 +99,15 @@ def per_user(
 
 @dataclass(frozen=True)
 class RankedLists:
-    """What each user was shown and what there was to show; one row a user, k places.
+    """What each user was shown and what there was to show; one row a user, k places."""
 
-    Attributes
-    ----------
-    users
-        ids, ``(n,)``: the test users with at least one relevant test movie.
-    movies
-        ids in list order, ``(n, k)``; -1 in places that are not filled.
-    hits
-        bool ``(n, k)``: the movie is relevant.
-    gains, ideal
-        ``(n, k)``: gain of each place, and of the best list possible.
-    length
-        Filled places, ``(n,)``.
-    n_relevant
-        Relevant test movies, ``(n,)``.
-    """
-
-    users: Index
-    movies: Index
-    hits: NDArray[np.bool_]
-    gains: NDArray[Any]
-    ideal: NDArray[Any]
-    length: Index
-    n_relevant: Index
+    users: Index  # ids, (n,): the test users with at least one relevant test movie
+    movies: Index  # ids in list order, (n, k); -1 in places that are not filled
+    hits: NDArray[np.bool_]  # (n, k): the movie is relevant
+    gains: NDArray[Any]  # (n, k), of each place
+    ideal: NDArray[Any]  # (n, k): gains of the best list possible
+    length: Index  # filled places, (n,)
+    n_relevant: Index  # relevant test movies, (n,)
 
     def cut(self, k: int) -> RankedLists:
         """The first k places: a list of k is the head of a longer one."""
@@ -166,8 +144,7 @@ def rank(
     test = test[test["userId"].isin(users)].sort_values(["userId", "movieId"])
     if protocol == "rated":
         return _rank_rated(model, test, users, k, threshold)
-    sampled = _SAMPLED_MOVIES if protocol == "sampled" else None
-    return _rank_full(model, train, test, users, k, threshold, sampled)
+    return _rank_full(model, train, test, users, k, threshold, protocol == "sampled")
 
 
 def list_metrics(lists: RankedLists) -> pd.DataFrame:
@@ -221,7 +198,7 @@ def _rank_full(
     users: Index,
     k: int,
     threshold: float,
-    sampled: int | None = None,
+    sampled: bool,
 ) -> RankedLists:
     catalogue = model.movie_ids
     generator = np.random.default_rng(_TIE_SEED)
@@ -235,11 +212,11 @@ def _rank_full(
         rows = slice(start, start + _USERS_AT_ONCE)
         scores = model.score_all(users[rows])
         scores[seen[rows].nonzero()] = -np.inf
-        if sampled is not None:
+        if sampled:
             others = generator.random(scores.shape)
             others[(seen[rows] + wanted[rows]).toarray()] = -np.inf
             candidates = wanted[rows].toarray()
-            np.put_along_axis(candidates, top_k(others, sampled), True, axis=1)
+            np.put_along_axis(candidates, top_k(others, _SAMPLED_MOVIES), True, axis=1)
             scores[~candidates] = -np.inf
         best = _top_k_in_order(scores, k, tie_break)
         filled = np.take_along_axis(scores, best, axis=1) > -np.inf
@@ -273,16 +250,10 @@ def _count_relevant(test: pd.DataFrame, users: Index, threshold: float) -> Index
 def first_places(
     values: Any, order: Any, row: Any, shape: tuple[int, int], empty: int = 0
 ) -> NDArray[Any]:
-    """The first values of each row in `order`, which sorts by row first; `empty` behind them.
+    """The first values of each row in `order`, and `empty` behind them, in a table of `shape`.
 
-    Parameters
-    ----------
-    values, row
-        Value and row of each entry, ``(n,)``; every row has an entry.
-    order
-        Positions of the entries, by row and within a row as wanted, ``(n,)``.
-    shape
-        Rows and places of the table that comes back.
+    `values` and `row` are those of each entry, ``(n,)``, and every row has one; `order` holds the
+    positions of the entries, by row and within a row as wanted, ``(n,)``.
     """
     row_in_order = row[order]
     first = np.searchsorted(row_in_order, np.arange(shape[0]))

@@ -12,29 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["dcg", "f1", "mae", "ndcg", "precision", "recall", "rmse"]
-
 Floats = NDArray[np.float64]
 
 
 def rmse(actual: ArrayLike, predicted: ArrayLike) -> float:
     """Root mean squared error, ``sqrt(mean((r - p)^2))``, over ratings (not users).
 
-    Parameters
-    ----------
-    actual, predicted
-        Same shape ``(n,)``, n >= 1, in rating units.
-
-    Returns
-    -------
-    float
-        In rating units, >= 0; never below :func:`mae`.
-
-    Raises
-    ------
-    ValueError
-        The shapes differ, there is nothing to compare, or a value is missing: a model must not
-        win by declining to answer.
+    `actual` and `predicted` have the same shape ``(n,)``, n >= 1, and are in rating units, as the
+    result is, which is never below :func:`mae`. ValueError where the shapes differ, there is
+    nothing to compare, or a value is missing: a model must not win by declining to answer.
     """
     return float(np.sqrt(np.mean(np.square(_errors(actual, predicted)))))
 
@@ -45,7 +31,7 @@ def mae(actual: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def precision(hits: ArrayLike, length: ArrayLike) -> Floats:
-    """Share of the list that is relevant: ``hits / length``.
+    """Share of each list that is relevant, ``hits / length``; ``(n,)`` in [0, 1].
 
     Parameters
     ----------
@@ -54,18 +40,13 @@ def precision(hits: ArrayLike, length: ArrayLike) -> Floats:
     length
         Filled places of each list, ``(n,)``, from 1 to k. Where the catalogue fills every list
         this is k and the metric is precision at k (Manning et al., 2008, section 8.4).
-
-    Returns
-    -------
-    ndarray
-        ``(n,)`` in [0, 1].
     """
     hits = _places(hits, bool)
     return hits.sum(axis=1) / _at_least_one(length, len(hits), "length")
 
 
 def recall(hits: ArrayLike, n_relevant: ArrayLike) -> Floats:
-    """Share of the relevant movies that the list holds: ``hits / n_relevant``.
+    """Share of the relevant movies that each list holds, ``hits / n_relevant``; ``(n,)`` in [0, 1].
 
     Parameters
     ----------
@@ -74,11 +55,6 @@ def recall(hits: ArrayLike, n_relevant: ArrayLike) -> Floats:
     n_relevant
         Relevant movies of each user, in the list or not, ``(n,)``, at least 1: recall is undefined
         for a user without any. With more than k relevant movies it cannot reach 1.
-
-    Returns
-    -------
-    ndarray
-        ``(n,)`` in [0, 1].
     """
     hits = _places(hits, bool)
     return hits.sum(axis=1) / _at_least_one(n_relevant, len(hits), "n_relevant")
@@ -97,24 +73,15 @@ def f1(precision: float, recall: float) -> float:
 def dcg(gains: ArrayLike) -> Floats:
     """Discounted cumulative gain, ``sum_j g_j / log2(j + 1)`` (Järvelin and Kekäläinen, 2002).
 
-    The gain is linear, as in trec_eval and scikit-learn, not ``2^g - 1``.
-
-    Parameters
-    ----------
-    gains
-        ``(n, k)``, in list order; unfilled places are 0.
-
-    Returns
-    -------
-    ndarray
-        ``(n,)``.
+    The gain is linear, as in trec_eval and scikit-learn, not ``2^g - 1``. Of `gains` ``(n, k)``, in
+    list order, unfilled places 0, it is ``(n,)``.
     """
     gains = _places(gains, np.float64)
     return gains @ (1.0 / np.log2(np.arange(2, gains.shape[1] + 2)))
 
 
 def ndcg(gains: ArrayLike, ideal_gains: ArrayLike) -> Floats:
-    """Normalised DCG: the DCG of the list over that of the best list possible.
+    """Normalised DCG, that of the list over that of the best list possible; ``(n,)`` in [0, 1].
 
     Parameters
     ----------
@@ -123,11 +90,6 @@ def ndcg(gains: ArrayLike, ideal_gains: ArrayLike) -> Floats:
     ideal_gains
         ``(n, k)``: the k largest gains of each user, in or out of the list, in descending order,
         zeros behind; the first of each row is positive. The ideal is cut at k as the list is.
-
-    Returns
-    -------
-    ndarray
-        ``(n,)`` in [0, 1].
     """
     ideal = dcg(ideal_gains)
     if (ideal <= 0).any():

@@ -12,8 +12,6 @@ import pandas as pd
 
 from dlcf.runtime.frames import Rows
 
-__all__ = ["check_ids", "check_movies", "check_pairs", "check_ratings", "fingerprint"]
-
 HALF_STARS = (0.5, 5.0)
 WHOLE_STARS = (1.0, 5.0)
 DTYPES: dict[Any, Any] = {
@@ -35,6 +33,14 @@ def check_ratings(
 ) -> pd.DataFrame:
     """The ratings with their four dtypes, or an error that says what is wrong and where.
 
+    Use the frame that comes back, which is `frame` itself where nothing had to be changed: the one
+    that was given may hold numbers as text. It has `userId`, `movieId` int64, `rating` float32,
+    `timestamp` int64 where given, and the frame's index.
+
+    ValueError where a column is missing or comes twice; the frame is empty; a value is missing,
+    infinite, not a number, off the scale, or an id that is not whole; a pair of user and movie
+    comes twice. Rows are counted from 0, as in ``frame.iloc``.
+
     Parameters
     ----------
     frame
@@ -46,20 +52,6 @@ def check_ratings(
         What error messages call the frame.
     require_timestamp
         Whether a frame without `timestamp` is refused.
-
-    Returns
-    -------
-    DataFrame
-        `userId`, `movieId` int64, `rating` float32, `timestamp` int64 where given, with the
-        frame's index; `frame` itself where nothing had to be changed. Use this one: the frame that
-        was given may hold numbers as text.
-
-    Raises
-    ------
-    ValueError
-        A column is missing or comes twice; the frame is empty; a value is missing, infinite, not a
-        number, off the scale, or an id that is not whole; a pair of user and movie comes twice.
-        Rows are counted from 0, as in ``frame.iloc``.
     """
     rows = Rows(frame, source)
     ratings = typed_ratings(rows, scale or HALF_STARS, require_timestamp)
@@ -84,18 +76,9 @@ def typed_ratings(rows: Rows, scale: tuple[float, float], require_timestamp: boo
 def check_pairs(frame: pd.DataFrame, *, source: str = "pairs frame") -> pd.DataFrame:
     """The pairs of user and movie to predict for; none at all and repeats are allowed.
 
-    Parameters
-    ----------
-    frame
-        `userId` and `movieId`, whole numbers, and `timestamp` (seconds UTC) where it is known;
-        other columns are dropped.
-    source
-        What error messages call the frame.
-
-    Returns
-    -------
-    DataFrame
-        All int64, with the frame's index; ValueError as for :func:`check_ratings`.
+    `frame` holds `userId` and `movieId`, whole numbers, and `timestamp` (seconds UTC) where it is
+    known; other columns are dropped. All come back as int64, with the frame's index. `source` is
+    what error messages call the frame; ValueError as for :func:`check_ratings`.
     """
     rows = Rows(frame, source)
     rows.refuse_missing_columns(["userId", "movieId"])
@@ -139,12 +122,9 @@ def check_ids(ids: Any, what: str) -> np.ndarray:
 def rating_scale(ratings: pd.DataFrame) -> tuple[float, float]:
     """The MovieLens scale that ratings are on, judged by the ratings alone.
 
-    Returns
-    -------
-    tuple of float
-        (0.5, 5.0) where any rating is below 1 or has a half star, else (1.0, 5.0): never the data's
-        own minimum and maximum, because a sample need not hold the ends of its scale. ValueError
-        where there is no rating, or one is missing or outside 0.5 to 5.0.
+    (0.5, 5.0) where any rating is below 1 or has a half star, else (1.0, 5.0): never the data's own
+    minimum and maximum, because a sample need not hold the ends of its scale. ValueError where
+    there is no rating, or one is missing or outside 0.5 to 5.0.
     """
     rows = Rows(ratings, "ratings frame")
     rows.refuse_missing_columns(["rating"])

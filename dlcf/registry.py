@@ -30,8 +30,6 @@ from dlcf.runtime.saving import DESCRIPTION, read_folder
 from dlcf.training import pick_device
 from dlcf.variants.deepcf import ExplainedDeepCF
 
-__all__ = ["available", "fit_together", "load_model", "make"]
-
 _MODELS: tuple[type[Recommender], ...] = (
     GlobalMean,
     Bias,
@@ -58,20 +56,11 @@ def available() -> list[str]:
 
 
 def make(name: str, **hyper_parameters: Any) -> Recommender:
-    """A fresh, unfitted model.
+    """A fresh, unfitted model; `name` is one of :func:`available`.
 
-    Parameters
-    ----------
-    name
-        One of :func:`available`.
-    **hyper_parameters
-        Override the model's defaults. `seed` is taken by every model; those without randomness
-        ignore it.
-
-    Raises
-    ------
-    ValueError
-        The name or a hyper-parameter is unknown; the message lists the known ones.
+    The hyper-parameters override the model's defaults. `seed` is taken by every model; those
+    without randomness ignore it. ValueError where the name or a hyper-parameter is unknown lists
+    the known ones.
     """
     if name not in _REGISTRY:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(_REGISTRY)}")
@@ -91,20 +80,9 @@ def make(name: str, **hyper_parameters: Any) -> Recommender:
 def load_model(folder: str | Path, device: str | None = None) -> Recommender:
     """The fitted model that :meth:`Recommender.save` wrote; it predicts the same numbers.
 
-    Parameters
-    ----------
-    folder
-        That was given to `save`.
-    device
-        Where a network goes, such as ``"cpu"`` for one that was fitted on CUDA; by default to the
-        device that it was made for.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder holds no `model.json`.
-    ValueError
-        A file is damaged, or the folder was written in a format that this version does not read.
+    A network goes to `device`, such as ``"cpu"`` for one that was fitted on CUDA; by default to the
+    device that it was made for. FileNotFoundError where the folder holds no `model.json`,
+    ValueError where a file is damaged or of a format that this version does not read.
     """
     arrays, description = read_folder(folder)
     with _suiting(folder):
@@ -140,18 +118,9 @@ def fit_together(
 ) -> list[Recommender]:
     """Models that differ only in their seeds, fitted at once; in the order of `seeds`.
 
-    Each is what :func:`make` and `fit` give for its seed on one thread. Where torch has more than
-    one thread, as many parallel processes fit them and send them back; networks that go to a GPU
-    are fitted one after another.
-
-    Parameters
-    ----------
-    name, **hyper_parameters
-        As for :func:`make`, without the seed.
-    seeds
-        One for each model.
-    train, validation, movies
-        As for :meth:`Recommender.fit`.
+    Each is what :func:`make` and `fit`, whose arguments the others are, give for its seed on one
+    thread. Where torch has more than one thread, as many parallel processes fit them and send them
+    back; networks that go to a GPU are fitted one after another.
     """
     models = [make(name, seed=seed, **hyper_parameters) for seed in seeds]
     n_threads = torch.get_num_threads()

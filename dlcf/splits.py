@@ -12,8 +12,6 @@ import pandas as pd
 
 from dlcf.ratings import check_ratings
 
-__all__ = ["SPLITS", "split", "train_validation_test"]
-
 SPLITS = ("random", "user-temporal", "global-temporal", "leave-last-out")
 
 
@@ -21,6 +19,10 @@ def split(
     ratings: pd.DataFrame, how: str = "random", test_size: float = 0.2, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut `ratings` into a train and a test frame.
+
+    The two are disjoint, together complete, both in the row order of `ratings`, with their index
+    labels kept. ValueError where `how` is unknown, `test_size` is outside (0, 1), a frame is wrong,
+    or a part is empty.
 
     Parameters
     ----------
@@ -37,17 +39,6 @@ def split(
         Fraction of the ratings that goes into the test set, in (0, 1).
     seed
         Draws the sample of ``"random"`` and the order among equal timestamps elsewhere.
-
-    Returns
-    -------
-    train, test
-        Disjoint, together complete, both in the row order of `ratings`, with their index labels
-        kept.
-
-    Raises
-    ------
-    ValueError
-        `how` is unknown, `test_size` is outside (0, 1), a frame is wrong, or a part is empty.
     """
     if how not in SPLITS:
         raise ValueError(f"unknown split {how!r}; choose one of {', '.join(SPLITS)}")
@@ -75,19 +66,8 @@ def train_validation_test(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Cut `ratings` in three; the validation set is cut from the train part by the same rule.
 
-    The test set is that of :func:`split` with the same arguments, whatever `validation_size`.
-
-    Parameters
-    ----------
-    ratings, how, test_size, seed
-        As for :func:`split`.
-    validation_size
-        Fraction of the *train* part that goes into the validation set, in (0, 1).
-
-    Returns
-    -------
-    train, validation, test
-        Pairwise disjoint, together complete.
+    Arguments are those of :func:`split`, and so is the test set, whatever `validation_size`: the
+    fraction, in (0, 1), of the *train* part that goes into the validation set.
     """
     rest, test = split(ratings, how, test_size, seed)
     train, validation = split(rest, how, validation_size, seed + 1)

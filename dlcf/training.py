@@ -26,8 +26,6 @@ from dlcf.runtime.checkpoints import Checkpoint
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 from dlcf.runtime.settings import check_settings, setting
 
-__all__ = ["History", "RatingNetwork", "TrainingConfig", "train_network", "training_step"]
-
 LOG = logging.getLogger(__name__)  # on level INFO, a line an epoch where no bar is shown
 # The network's inputs, then the ratings; equally many rows in each.
 Batch = tuple[Tensor, ...]
@@ -260,6 +258,10 @@ def train_network(
 ) -> tuple[History, dict[str, Tensor]]:
     """Train in place; call it inside :func:`seeded`.
 
+    Losses and learning rates by epoch come back, and a copy of the weights of the epoch with the
+    lowest validation loss. ValueError where there are fewer than two ratings: batch normalisation
+    has no variance to work with.
+
     Parameters
     ----------
     network
@@ -269,13 +271,6 @@ def train_network(
         Without validation rows a plateau is never seen and the best epoch is the last.
     config
         See :class:`TrainingConfig`.
-
-    Returns
-    -------
-    history, best_state
-        Losses and learning rates by epoch; a copy of the weights of the epoch with the lowest
-        validation loss. ValueError where there are fewer than two ratings: batch normalisation has
-        no variance to work with.
     """
     if len(train[-1]) < 2:
         raise ValueError(f"a network needs at least 2 ratings to train on, not {len(train[-1])}")

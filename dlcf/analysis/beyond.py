@@ -13,8 +13,6 @@ from dlcf.evaluation import list_metrics, rank
 from dlcf.explanation import strength_of
 from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = ["calibration", "error_by", "error_sums", "gini", "list_quality", "measure"]
-
 CURVE = (1, 2, 3, 5, 10, 15, 20, 30, 50)
 COUNT_BINS = (0, 1, 3, 6, 11, 21, 51, 101)
 ACTIVITY_BINS = (1, 21, 51, 101, 201, 501)
@@ -103,14 +101,8 @@ def to_the_day(ratings: pd.DataFrame) -> pd.DataFrame:
 def list_quality(lists: Index, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:
     """Coverage, exposure, novelty and diversity of recommendation lists.
 
-    Parameters
-    ----------
-    lists
-        Movie ids, ``(n lists, k)``; -1 in places that are not filled.
-    train
-        Ratings that the model was fitted on: the catalogue, and how known its movies are.
-    movies
-        `movieId` and `genres`.
+    `lists` are movie ids, ``(n lists, k)``, -1 in places that are not filled; `train` tells the
+    catalogue, and how known its movies are; `movies` holds `movieId` and `genres`.
 
     Returns
     -------
@@ -154,17 +146,10 @@ def calibration(confidence: ArrayLike, outcome: ArrayLike, edges: Sequence[float
     """Mean confidence and mean outcome of the cases in each bin: equal where calibrated.
 
     One row a bin that holds a case: ``low``, ``high``, ``confidence``, ``outcome``, ``error``
-    (standard error of the outcome's mean; NaN for a single case), ``cases``.
-
-    Parameters
-    ----------
-    confidence
-        ``(n,)``: a predicted rating, or a strength.
-    outcome
-        ``(n,)``: the rating, or whether the movie was liked.
-    edges
-        Ascending; a case belongs to the bin ``[edge, next)``, the last edge included; cases outside
-        are an error.
+    (standard error of the outcome's mean; NaN for a single case), ``cases``. `confidence` ``(n,)``
+    is a predicted rating, or a strength; `outcome` ``(n,)`` the rating, or whether the movie was
+    liked. Of the ascending `edges`, a case belongs to the bin ``[edge, next)``, the last edge
+    included; cases outside are an error.
     """
     confidence, outcome = np.asarray(confidence, np.float64), np.asarray(outcome, np.float64)
     borders = np.asarray(edges, np.float64)

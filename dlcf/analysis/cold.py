@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["SplitReport", "describe_split"]
-
 
 @dataclass(frozen=True)
 class SplitReport:

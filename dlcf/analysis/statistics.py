@@ -15,9 +15,6 @@ from scipy import stats
 from dlcf.evaluation import per_user, per_user_errors
 from dlcf.models.base import Floats, Index, Recommender
 
-__all__ = ["Comparison", "Interval", "compare_all", "compare_models", "compare_tables", "holm"]
-__all__ += ["mean_interval"]
-
 # Metric -> (numerator, denominator) columns of a per-user table; the value over a set of users is
 # the sum of the first over that of the second, and for RMSE its root. What follows a comma in a
 # metric's name follows it in the columns' names too: "rmse, warm pairs" of "squared, warm pairs".
@@ -102,19 +99,10 @@ def compare_models(
 ) -> Comparison:
     """Compare two fitted models on the same test users.
 
-    With several pairs of models, correct the p-values with :func:`holm`.
-
-    Parameters
-    ----------
-    first, second
-        Fitted on the same `train`.
-    train, test, protocol, k, threshold
-        As for :func:`dlcf.evaluate`.
-    metric
-        ``"rmse"``, ``"mae"`` (over all test users), ``"precision"``, ``"recall"``, ``"ndcg"`` (over
-        those with a relevant test movie).
-    seed
-        Draws the resamples.
+    With several pairs of models, correct the p-values with :func:`holm`. Both were fitted on the
+    same `train`; `metric` is ``"rmse"``, ``"mae"`` (over all test users), ``"precision"``,
+    ``"recall"``, ``"ndcg"`` (over those with a relevant test movie); `seed` draws the resamples;
+    all others are as for :func:`dlcf.evaluate`.
     """
     if metric in ("rmse", "mae"):
         tables = [per_user_errors(model, test) for model in (first, second)]
@@ -150,13 +138,8 @@ def compare_all(
     not independent. The intervals are the percentile bootstrap over users (Efron and Tibshirani,
     1993, chapter 13), the same resamples for all models; the test swaps two models' values at
     random within users (a paired permutation test). Users without a rating that counts are left
-    out.
-
-    Parameters
-    ----------
-    tables
-        By model, tables of :func:`dlcf.evaluation.per_user` or `per_user_errors`, one a seed, in
-        the same order of seeds.
+    out. `tables` are, by model, those of :func:`dlcf.evaluation.per_user` or `per_user_errors`, one
+    a seed, in the same order of seeds.
     """
     if metric.partition(", ")[0] not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")

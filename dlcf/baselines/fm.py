@@ -15,11 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.environment import optional
 from dlcf.runtime.settings import setting
-
-__all__ = ["FactorizationMachine", "ImplicitFactorizationMachine", "SideFactorizationMachine"]
 
 _SECONDS_A_DAY = 86_400
 _YEARS = 10  # of release that share a feature

@@ -13,8 +13,6 @@ from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender, t
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["ItemKNN", "UserKNN", "cosine_neighbors", "strongest_of_product"]
-
 ROWS_AT_ONCE = 128
 
 
@@ -40,7 +38,7 @@ class _Neighborhood(Recommender):
     ranking_neighbors: int = setting(100, least=1)
 
     def _baseline(self, users: Index, movies: Index) -> Floats:
-        return self._mean + self._user_bias[users] + self._movie_bias[movies]
+        return super()._predict(users, movies, None)
 
     def _fit(self, data: Interactions, *_: Any) -> None:
         self._set_deviations(data.ratings - self._baseline(data.users, data.movies))

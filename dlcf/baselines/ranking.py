@@ -10,25 +10,16 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from dlcf.baselines.knn import strongest_of_product
-from dlcf.baselines.optional import optional
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.runtime.environment import optional
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
-
-__all__ = ["EASE", "ImplicitALS", "RP3Beta", "ease_scores"]
 
 _LARGEST_SYSTEM = 30_000
 
 
-class _Ranker(Recommender):
-    """A model without ratings of its own."""
-
-    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        return self._mean + self._user_bias[users] + self._movie_bias[movies]
-
-
 @dataclass(kw_only=True, eq=False)
-class ImplicitALS(_Ranker):
+class ImplicitALS(Recommender):
     """iALS: matrix factorisation of implicit feedback (Hu, Koren and Volinsky, 2008).
 
     Minimises over *all* pairs, by alternating least squares (eq. 3),
@@ -90,7 +81,7 @@ class ImplicitALS(_Ranker):
 
 
 @dataclass(kw_only=True, eq=False)
-class EASE(_Ranker, HistoryRecommender):
+class EASE(HistoryRecommender):
     """The linear auto-encoder with a zero diagonal, in closed form (Steck, 2019).
 
     Ranks by ``X B``, where B minimises ``|X - X B|^2 + regularization |B|^2`` with a diagonal of
@@ -99,7 +90,9 @@ class EASE(_Ranker, HistoryRecommender):
 
     B is dense and as large as the catalogue squared, so it is never formed. Only ``X P`` is needed,
     which equals ``(X X^T + regularization I)^-1 X``, and the diagonal of P: the system that is
-    solved and stored has as many rows as there are users or movies, whichever are fewer.
+    solved and stored has as many rows as there are users or movies, whichever are fewer. It takes
+    about ``24 min(n_users, n_movies)^2`` bytes: `fit` raises ValueError for more than 30,000 users
+    *and* movies, which is more than 20 GB.
 
     Parameters
     ----------
@@ -108,12 +101,6 @@ class EASE(_Ranker, HistoryRecommender):
     rating_weight
         Weight of the rating in X; 0 is the binary matrix of the paper. The defaults are best on the
         mean of both validation sets: random splits alone prefer 0.7 to 0.8, temporal ones 1.0.
-
-    Raises
-    ------
-    ValueError
-        In `fit`, for more than 30,000 users *and* movies: solving takes about
-        ``24 min(n_users, n_movies)^2`` bytes, then more than 20 GB.
     """
 
     name: ClassVar[str] = "ease"
@@ -222,7 +209,7 @@ def _diagonal(quadratic: NDArray[Any], regularization: float) -> NDArray[Any]:
 
 
 @dataclass(kw_only=True, eq=False)
-class RP3Beta(_Ranker):
+class RP3Beta(Recommender):
     """Random walks user -> movie -> user -> movie, popular ends discounted (Paudel et al., 2017).
 
     With ``p_vi = 1 / |N(v)|`` and ``p_jv = 1 / |N(j)|`` on the graph of who rated what, a movie j
@@ -232,10 +219,8 @@ class RP3Beta(_Ranker):
 
     Parameters
     ----------
-    alpha
-        Power of the transition probabilities.
-    beta
-        Discount of popularity; 0 is P3alpha.
+    alpha, beta
+        Power of the transition probabilities, and discount of popularity; 0 is P3alpha.
     neighbors
         Largest w_ji that are kept of each movie j.
     """

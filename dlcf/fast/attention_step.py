@@ -30,8 +30,6 @@ from dlcf.models.deepcf import AttentionNetwork
 from dlcf.runtime.distributed import n_processes, share, sum_over_processes
 from dlcf.training import Batch, TrainingConfig
 
-__all__ = ["AttentionStep", "UnattendedStep"]
-
 # Keeps the stream of orders and dropout different from those that the seed begins elsewhere.
 STREAM = 1
 Floats = NDArray[Any]

@@ -20,8 +20,6 @@ from dlcf.fast import kernels
 from dlcf.fast.threads import map_in_threads, n_threads, single_threaded_torch
 from dlcf.models.deepcf import AttentionNetwork
 
-__all__ = ["FoldedTower", "score_all"]
-
 BLOCK = 1024  # movies at a time, so many that caches hold what is between two layers
 
 Layer = tuple[Tensor, Tensor]  # weights and biases

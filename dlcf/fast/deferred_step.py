@@ -19,19 +19,12 @@ from torch import Tensor, nn
 from dlcf.fast.adam import DeferredAdam
 from dlcf.training import AutogradStep, Batch, RatingNetwork, TrainingConfig
 
-__all__ = ["DeferredStep"]
-
 
 class DeferredStep(AutogradStep):
     """Autograd, with Adam's steps for the rows of `tables` deferred.
 
-    Parameters
-    ----------
-    network, train, config
-        As for :func:`dlcf.training.train_network`.
-    tables
-        Embeddings of the network, which reads them only by calling them; Adam's settings are
-        torch's defaults for them.
+    They are embeddings of the network, which reads them only by calling them; Adam's settings are
+    torch's defaults for them.
     """
 
     def __init__(

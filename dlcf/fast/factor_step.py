@@ -21,8 +21,6 @@ from dlcf.fast.adam import FlatAdam, Ints, PairStep
 from dlcf.models.mf import FactorNetwork
 from dlcf.training import Batch, TrainingConfig
 
-__all__ = ["FactorStep"]
-
 
 class FactorStep(PairStep):
     """A training step of :class:`~dlcf.models.mf.FactorNetwork` on the CPU.

@@ -20,8 +20,6 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["map_in_threads", "n_threads", "single_threaded_torch"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

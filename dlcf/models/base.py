@@ -18,8 +18,6 @@ from dlcf.ratings import check_ids, check_movies, check_pairs, check_ratings, ra
 from dlcf.runtime.saving import write_folder
 from dlcf.runtime.settings import check_settings
 
-__all__ = ["Arrays", "Floats", "Index", "Interactions", "Recommender", "fit_biases", "top_k"]
-
 FORMAT = 1
 USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
 _USERS_AT_ONCE = 64
@@ -31,25 +29,13 @@ Known = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Interactions:
-    """Ratings with contiguous indices, as models see them.
+    """Ratings with contiguous indices, as models see them; a row of each column is a rating."""
 
-    Attributes
-    ----------
-    users, movies
-        int64 ``(n,)``, rows of the model's `user_ids` and `movie_ids`.
-    ratings
-        float32 ``(n,)``, on the data's scale.
-    timestamps
-        int64 ``(n,)``, seconds UTC; zeros where the frame had none.
-    n_users, n_movies
-        Sizes of the two vocabularies.
-    """
-
-    users: Index
-    movies: Index
-    ratings: NDArray[np.float32]
-    timestamps: Index
-    n_users: int
+    users: Index  # rows of the model's `user_ids`
+    movies: Index  # rows of its `movie_ids`
+    ratings: NDArray[np.float32]  # on the data's scale
+    timestamps: Index  # seconds UTC; zeros where the frame had none
+    n_users: int  # sizes of the two vocabularies
     n_movies: int
 
     def __len__(self) -> int:
@@ -68,7 +54,7 @@ class Interactions:
 
 
 class Recommender(ABC):
-    """A model of ratings that can also rank; subclasses implement `_fit` and `_predict`.
+    """A model of ratings that can also rank; subclasses implement `_fit`, and most `_predict`.
 
     A model is a dataclass whose fields are its hyper-parameters. Every model learns user and movie
     biases besides, which serve what it cannot:
@@ -109,6 +95,9 @@ class Recommender(ABC):
     ) -> Recommender:
         """Learn from `train`; returns the model itself.
 
+        ValueError where a frame is empty or wrong names the column, the row and the remedy; a model
+        that was fitted before stays as it was.
+
         Parameters
         ----------
         train
@@ -118,12 +107,6 @@ class Recommender(ABC):
             one holds out part of `train`.
         movies
             Titles and genres, for models and explanations that use them.
-
-        Raises
-        ------
-        ValueError
-            A frame is empty or wrong; the message names the column, the row and the remedy. A
-            model that was fitted before stays as it was.
         """
         train = check_ratings(train, source="train")
         scale = rating_scale(train)
@@ -163,10 +146,7 @@ class Recommender(ABC):
     def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predicted ratings, float64 ``(n,)``, inside the scale; unknown ids are served.
 
-        Parameters
-        ----------
-        pairs
-            Frame with `userId`, `movieId` and, for models that use time, `timestamp`.
+        `pairs` is a frame with `userId`, `movieId` and, for models that use time, `timestamp`.
         """
         self._check_fitted()
         pairs = check_pairs(pairs, source="pairs")
@@ -187,15 +167,8 @@ class Recommender(ABC):
     def score_all(self, user_ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
         """Ranking scores of the whole catalogue; they need not be ratings.
 
-        Parameters
-        ----------
-        user_ids
-            MovieLens' ids; unknown ones get the number of ratings of each movie.
-
-        Returns
-        -------
-        ndarray
-            float32 ``(len(user_ids), len(self.movie_ids))``, columns in `movie_ids` order.
+        float32 ``(len(user_ids), len(self.movie_ids))``, columns in `movie_ids` order. `user_ids`
+        are MovieLens'; unknown ones get the number of ratings of each movie.
         """
         self._check_fitted()
         users, known = _positions(self.user_ids, check_ids(user_ids, "userId"))
@@ -220,15 +193,8 @@ class Recommender(ABC):
     ) -> pd.DataFrame:
         """The lists of :meth:`recommend` for many users, which takes less than one after another.
 
-        Parameters
-        ----------
-        user_ids
-            MovieLens' ids; by default all users that the model was fitted on.
-
-        Returns
-        -------
-        DataFrame
-            `userId`, `movieId` and `score`, in the order of `user_ids`, each list best first.
+        `userId`, `movieId` and `score`, in the order of `user_ids`, each list best first; by
+        default of all users that the model was fitted on.
         """
         self._check_fitted()
         if k < 1:
@@ -334,9 +300,9 @@ class Recommender(ABC):
     ) -> None:
         """Learn from indexed ratings; `validation` holds only known users and movies."""
 
-    @abstractmethod
     def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        """Ratings of known pairs; they are clipped to the scale afterwards."""
+        """Ratings of known pairs, clipped to the scale afterwards; by default the biases'."""
+        return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         """Ranking scores of known users over the catalogue; predicted ratings by default."""
@@ -389,12 +355,10 @@ def fit_biases(
     movie_damping: float = MOVIE_DAMPING,
     sweeps: int = 15,
 ) -> tuple[float, Floats, Floats]:
-    """Global mean, user biases and movie biases by alternating damped means.
+    """Global mean, user biases and movie biases, in rating units, by alternating damped means.
 
     Minimises ``sum (r - mu - b_u - b_i)^2 + user_damping |b_u|^2 + movie_damping |b_i|^2``, the
     baseline estimate of Koren, Bell and Volinsky (2009), with mu held at the mean rating.
-
-    All are in rating units; shapes ``()``, ``(n_users,)``, ``(n_movies,)``.
     """
     users, movies = data.users, data.movies
     mean = float(data.ratings.mean(dtype=np.float64))

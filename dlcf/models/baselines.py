@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from dlcf.models.base import (
     MOVIE_DAMPING,
     USER_DAMPING,
-    Floats,
     Index,
     Interactions,
     Recommender,
     fit_biases,
 )
 from dlcf.runtime.settings import setting
-
-__all__ = ["Bias", "GlobalMean", "Popular"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -35,9 +32,6 @@ class GlobalMean(Recommender):
         # The mean is the only thing this model may know: cold pairs get it as well.
         self._user_bias = np.zeros(data.n_users)
         self._movie_bias = np.zeros(data.n_movies)
-
-    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        return np.full(len(users), self._mean)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,9 +54,6 @@ class Bias(Recommender):
     ) -> None:
         found = fit_biases(data, self.user_damping, self.movie_damping)
         self._mean, self._user_bias, self._movie_bias = found
-
-    def _predict(self, users: Index, movies: Index, timestamps: Index | None) -> Floats:
-        return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
 
 @dataclass(kw_only=True, eq=False)

@@ -17,8 +17,6 @@ from dlcf.models.network import WEIGHTS, NetworkRecommender
 from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
-__all__ = ["AttentionNetwork", "DeepCF"]
-
 
 class AttentionNetwork(RatingNetwork):
     """Attention over two embeddings, then a tower.
@@ -31,16 +29,8 @@ class AttentionNetwork(RatingNetwork):
         s = sigmoid(w . x + b)                    the recommendation strength
         r = low + (high - low) s                  the rating
 
-    Parameters
-    ----------
-    n_users, n_movies
-        Sizes of the vocabularies.
-    scale
-        Lowest and highest rating, ``low`` and ``high``.
-    embedding_size
-        Length of ``p`` and of ``q``.
-    hidden, dropout
-        Units and dropout rate of each hidden layer.
+    `scale` is ``low`` and ``high``, `embedding_size` the length of ``p`` and of ``q``; `hidden` and
+    `dropout` are units and dropout rate of each hidden layer.
     """
 
     def __init__(
@@ -102,15 +92,14 @@ class DeepCF(NetworkRecommender):
         Length of the user and movie embeddings.
     hidden, dropout
         Units and dropout rate of each hidden layer.
-    epochs, batch_size, learning_rate, lr_factor, lr_patience, early_stopping
+    epochs, batch_size, learning_rate, lr_factor, lr_patience, early_stopping, seed, device,
+    precision
         See :class:`dlcf.training.TrainingConfig`.
     validation_fraction
         Share of train held out for the learning-rate schedule where no validation frame is given.
     weights
         Predict with the weights of the ``"last"`` epoch, as the paper's figures suggest, or of the
         ``"best"`` epoch on validation.
-    seed, device, precision
-        See :class:`dlcf.training.TrainingConfig`.
     """
 
     name: ClassVar[str] = "deepcf"
@@ -142,18 +131,10 @@ class DeepCF(NetworkRecommender):
         return AttentionNetwork(data.n_users, data.n_movies, self.scale, *layers)
 
     def attention_weights(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
-        """Weights on user preferences and movie characteristics.
+        """Weights on user preferences and movie characteristics, ``(n, 2)``, rows sum to 1.
 
-        Parameters
-        ----------
-        pairs
-            Frame with `userId`, `movieId`.
-
-        Returns
-        -------
-        ndarray
-            float64 ``(n, 2)``, rows sum to 1. Where the user is unknown the row is (0, 1), where
-            the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
+        `pairs` is a frame with `userId`, `movieId`. Where the user is unknown the row is (0, 1),
+        where the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
         """
         users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)

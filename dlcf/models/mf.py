@@ -15,8 +15,6 @@ from dlcf.models.network import WEIGHTS, NetworkRecommender
 from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
-__all__ = ["FactorNetwork", "MatrixFactorization"]
-
 
 class FactorNetwork(RatingNetwork):
     """``r_ui = mu + b_u + b_i + p_u . q_i`` (Koren, Bell and Volinsky, 2009, eq. 4)."""
@@ -79,15 +77,13 @@ class MatrixFactorization(NetworkRecommender):
         Length of the user and movie vectors.
     regularization, bias_regularization
         L2 penalties of eq. 5, on the rows that a batch touches.
-    epochs, batch_size, learning_rate
+    epochs, batch_size, learning_rate, seed, device
         See :class:`dlcf.training.TrainingConfig`.
     validation_fraction
         Share of train held out where no validation frame is given. The default holds out nothing:
         the number of epochs was chosen once, on validation data, and all of train is used.
     weights
         ``"last"`` or ``"best"`` epoch.
-    seed, device
-        See :class:`dlcf.training.TrainingConfig`.
     """
 
     name: ClassVar[str] = "mf"

@@ -25,8 +25,6 @@ from dlcf.training import (
     train_network,
 )
 
-__all__ = ["FASTER_SCORES", "WEIGHTS", "NetworkRecommender", "hold_out"]
-
 WEIGHTS = ("last", "best")
 
 # By the exact type of a network: its ratings of all movies for users (int64 ``(n,)``),
@@ -54,10 +52,7 @@ class NetworkRecommender(Recommender):
     network: Any  # the RatingNetwork that `build_network` gave
 
     def use_weights(self, which: str) -> NetworkRecommender:
-        """Predict with the weights of the ``"last"`` epoch or of the ``"best"`` on validation.
-
-        Returns the model itself.
-        """
+        """Predict with the ``"last"`` or ``"best"`` epoch's weights; returns the model itself."""
         if which not in self.saved_as:
             raise ValueError(f"weights are {which!r}; choose one of {', '.join(self.saved_as)}")
         self._check_fitted()

@@ -12,8 +12,6 @@ import pandas as pd
 
 from dlcf.runtime import paths
 
-__all__ = ["load_bench", "ratio_table", "seconds_table", "size_table", "vocabulary_table"]
-
 RECORD = paths.RESULTS / "bench.json"
 NONE = float("nan")
 

@@ -24,11 +24,9 @@ from dlcf.runtime import paths
 from dlcf.splits import SPLITS
 from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import SPLITS as COMPARED
-
-__all__ = ["Run", "check_parameters", "output_folder", "read_parameters", "start"]
+from dlcf.studies.train import default_threads
 
 CHECK = "DLCF_CHECK_RESULTS"
-THREADS = "DLCF_THREADS"
 OUTPUT = "DLCF_OUTPUT_DIR"
 # Last word of a parameter's name -> the least that it can be.
 LEAST = {"SEED": 0, "EPOCHS": 1, "FACTORS": 1, "K": 1, "MODELS": 2, "SIZE": 1, "USERS": 1}
@@ -41,10 +39,7 @@ CHOICES["07_beyond_accuracy SPLIT"] = COMPARED
 def read_parameters(notebook: str) -> dict[str, Any]:
     """Names and stored values of the `parameters` cell of a notebook, named without its ending.
 
-    Raises
-    ------
-    ValueError
-        There is no such notebook, or it has no cell tagged `parameters`.
+    ValueError where there is no such notebook, or it has no cell tagged `parameters`.
     """
     path = paths.NOTEBOOKS / f"{notebook}.ipynb"
     if not path.is_file():
@@ -99,9 +94,8 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
         if source.startswith("# Parameters\n"):  # papermill's
             names |= {ast.unparse(s.targets[0]) for s in _assignments(source)}
     check_parameters(notebook, {name: namespace[name] for name in sorted(names)})
-    # Sums of floats depend on how many threads share them, so a fixed count gives the same numbers
-    # on a machine of any size; batches of 64 rows are too small to gain from a second thread.
-    torch.set_num_threads(int(os.environ.get(THREADS, "1")))
+    # The same numbers on a machine of any size; batches of 64 rows are too small to gain from more.
+    torch.set_num_threads(default_threads())
     use_style()
     run = Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
     if not run.is_default:
@@ -160,17 +154,11 @@ class Run:
     def record(self, numbers: Mapping[str, Any], tolerance: float = 1e-6) -> None:
         """Write the notebook's numbers to `results/NOTEBOOK.json`, with the parameters.
 
+        They are nested mappings and lists of numbers and texts; floats are kept to 6 decimals.
         Where the environment variable DLCF_CHECK_RESULTS is set and the parameters are the stored
         ones, nothing is written: the numbers are compared with the file, and AssertionError lists
-        those that differ.
-
-        Parameters
-        ----------
-        numbers
-            Nested mappings and lists of numbers and texts; floats are kept to 6 decimals.
-        tolerance
-            Largest absolute difference that the comparison accepts. Closed-form numbers keep the
-            default; those of trained networks differ between processors and need room for it.
+        those that differ by more than `tolerance`. Closed-form numbers keep the default; those of
+        trained networks differ between processors and need room for it.
         """
         path = self.folder / "results" / f"{self.notebook}.json"
         content = {"parameters": self.parameters, "numbers": _rounded(numbers)}

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from dlcf.explanation import Explanation, title_of
 from dlcf.training import History
 
-__all__ = ["figure_bytes", "use_style"]
-
 SCREEN_DPI, PRINT_DPI = 110, 200
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
@@ -193,32 +191,6 @@ def diagram(boxes: Mapping[str, tuple[float, float, str]], arrows: str) -> Figur
     return figure
 
 
-def dot_table(
-    table: pd.DataFrame, label: str, reference: Mapping[str, float] | None = None
-) -> Figure:
-    """One panel a column, one dot a row, the first row on top: a table to compare by eye.
-
-    `label` says what the numbers are, with the unit; `reference` has by column a value to mark with
-    a line.
-    """
-    figure, axes = _panels(table.shape[1], 0.6 + 0.26 * len(table), sharey=True)
-    above: Style = {"textcoords": "offset points", "ha": "center", "size": 6.5}
-    rows = np.arange(len(table))[::-1]
-    for axis, column in zip(axes, table.columns, strict=True):
-        values = table[column].to_numpy(float)
-        axis.plot(values, rows, "o", color=BLUE)
-        for value, row in zip(values, rows, strict=True):
-            if np.isfinite(value):
-                axis.annotate(f"{value:.3f}", (value, row), (0, 4), **above)
-        if reference and column in reference:
-            axis.axvline(reference[column], color=RED, linestyle="--", linewidth=1)
-        axis.set(xlabel=label, title=SPLIT_NAMES.get(str(column), str(column)))
-        axis.margins(x=0.15)
-        axis.set_ylim(-0.6, len(table) - 0.3)
-        axis.set_yticks(rows, table.index)
-    return figure
-
-
 def paper_comparison(table: pd.DataFrame) -> Figure:
     """The paper's metrics, column ``paper``, beside ours, one column for each way to compute."""
     figure, axis = plt.subplots(figsize=(PAGE, 2.8))
@@ -242,7 +214,8 @@ def forest(
     """Means with intervals, one panel a split; models of ours in another colour and shape.
 
     `tables` maps a split to a frame with index model, the top one first, and columns ``mean``,
-    ``low``, ``high``. `label` is as for :func:`dot_table`; a line stands at `reference`.
+    ``low``, ``high``. `label` says what the numbers are, with the unit; a line stands at
+    `reference`.
     """
     rows = max(len(table) for table in tables.values())
     figure, axes = _panels(len(tables), 0.7 + 0.2 * rows)

@@ -23,8 +23,6 @@ import nbformat
 
 from dlcf.runtime import paths
 
-__all__ = ["main", "refreshed", "unbound"]
-
 _BOUND = re.compile(r"[-+−]?[\d,]*\.?\d+%?<!--= *(?P<name>.*?) +(?P<format>\S+) *-->")
 _MARKED = re.compile(r"[-+−]?[\d,]*\.?\d+%?<!--.*?-->")
 _DECIMAL = re.compile(r"(?<![\w.])\d[\d,]*\.\d+%?(?![\w.]*\d)")
@@ -58,17 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dlcf prose", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if numbers drifted")
     check = parser.parse_args(arguments).check
+    pages = [paths.ROOT / "README.md", *sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))]
     try:
-        drifted = [path for path in _pages() if _refresh(path, write=not check)]
+        drifted = [path for path in pages if _refresh(path, write=not check)]
     except ValueError as error:
         parser.error(str(error))
     for path in drifted:
         print(f"{path.name}: {'numbers differ from results/' if check else 'refreshed'}")
     return int(check and bool(drifted))
-
-
-def _pages() -> list[Path]:
-    return [paths.ROOT / "README.md", *sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))]
 
 
 def _refresh(path: Path, write: bool) -> bool:

@@ -13,9 +13,6 @@ from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
 from dlcf.studies.compare import load_comparison
 
-__all__ = ["HEADLINE", "bench_table", "comparison_table", "headline_table"]
-__all__ += ["update_pages", "with_tables"]
-
 HEADLINE = "04_evaluation"
 PAGES = ("README.md", "docs/speed.md")
 # What a model knows of a rating that it predicts, where it is more than the two ids.
@@ -47,13 +44,12 @@ def headline_table(results: Path | None = None) -> str:
     return _markdown(["model", *header], rows)
 
 
-def comparison_table(path: Path | None = None) -> str:
+def comparison_table() -> str:
     """The comparison over seeds, lowest RMSE first; models that only rank last, without RMSE.
 
-    Means, and half the width of their 95% intervals over the seeds and over users. `path` is what
-    ``dlcf compare`` wrote; the committed file by default.
+    Means, and half the width of their 95% intervals over the seeds and over users.
     """
-    splits = load_comparison(path)["splits"]
+    splits = load_comparison()["splits"]
     splits = {how: part["models"] for how, part in splits.items() if how != "global-temporal"}
     columns: list[tuple[str, str, tuple[str, ...], str]]
     columns = [(how, f"RMSE, {how}", ("rmse",), "rmse") for how in splits]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 import time
@@ -20,8 +19,7 @@ from dlcf.data.archives import obtain
 from dlcf.notebook.experiment import OUTPUT, check_parameters, output_folder, read_parameters
 from dlcf.notebook.report import HEADLINE, headline_table
 from dlcf.runtime import paths
-
-__all__ = ["choose_parameters", "keep_outputs", "main", "run_notebook"]
+from dlcf.studies.results import literal
 
 
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
@@ -120,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(name):
             os.environ[name] = str(paths.path(os.environ[name]).resolve())
     try:
-        chosen = choose_parameters(names, {n: _value(text) for n, text in options.parameter})
+        chosen = choose_parameters(names, {n: literal(text) for n, text in options.parameter})
     except (ValueError, DataUnavailableError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     folders = {name: output_folder(name, chosen[name]) for name in names}
@@ -139,15 +137,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if HEADLINE in folders:
         print(f"\n{headline_table(folders[HEADLINE] / 'results' / f'{HEADLINE}.json')}")
     return 0
-
-
-def _value(text: str) -> Any:
-    """Read as papermill's own -p does: a Python literal where it is one, else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

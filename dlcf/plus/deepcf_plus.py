@@ -46,8 +46,6 @@ from dlcf.training import (
 )
 from dlcf.variants.shapley import cold_coalitions, evenly_spread, share_correlation
 
-__all__ = ["DeepCFPlus", "EvidenceNetwork"]
-
 NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Evidence
 HEADS, HIDDEN = 4, (128, 64)
 # Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.

@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Arrays, Index, Interactions, fit_biases
 from dlcf.serving.history import HistoryRecommender
 
-__all__ = ["Context", "Evidence", "EvidenceRecommender", "SideInformation", "episodes", "folds_of"]
-
 Values = NDArray[Any]
 TIME_SCALES = (15.0, 90.0, 600.0, 3600.0, 86400.0, 30 * 86400.0, 3e7)  # seconds: page ... year
 SESSION = 2  # the position of ten minutes in TIME_SCALES
@@ -48,29 +46,16 @@ class SideInformation:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a context says of n pairs; see :meth:`Context.describe`.
+    """What a context says of n pairs; see :meth:`Context.describe`."""
 
-    Attributes
-    ----------
-    baseline
-        float32 ``(n,)``, the mean rating plus the movie's bias.
-    user, movie
-        float32 ``(n, features)``, of the two sides.
-    channels
-        float16 ``(n, history_size, 8)``: deviation, distance in time, kernel in time, before or
-        after, co-ratings, agreement, genres, years of the most relevant ratings in the history.
-    count
-        int64 ``(n,)``: only the first `count` entries of a row of `channels` are filled.
-    history
-        int32 ``(n, history_size)``, their positions in the context's ratings.
-    """
-
-    baseline: Values
-    user: Values
-    movie: Values
+    baseline: Values  # float32 (n,), the mean rating plus the movie's bias
+    user: Values  # float32 (n, features), of the user's side
+    movie: Values  # float32 (n, features), of the movie's side
+    # float16 (n, history_size, 8): deviation, distance in time, kernel in time, before or after,
+    # co-ratings, agreement, genres, years of the most relevant ratings in the history.
     channels: Values
-    count: Index
-    history: NDArray[np.int32]
+    count: Index  # int64 (n,): only the first `count` entries of a row of `channels` are filled
+    history: NDArray[np.int32]  # (n, history_size), their positions in the context's ratings
 
 
 class Context:

@@ -26,9 +26,6 @@ from torch import Tensor, nn
 
 from dlcf.runtime import paths
 from dlcf.runtime.distributed import is_first
-from dlcf.runtime.paths import write_atomically
-
-__all__ = ["Checkpoint", "checkpoints", "fingerprint", "keeping_checkpoints"]
 
 Result = TypeVar("Result")
 
@@ -55,21 +52,13 @@ def checkpoints(
     """Keep checkpoints of all training inside, and go on from those that are there.
 
     They are written after each epoch, after each `steps` steps, and where `seconds` have passed
-    since the last. They do not change what is learned.
+    since the last: the longest stretch of training that may be lost; None sets no limit on steps.
+    They do not change what is learned. `folder` is made where it is missing. A training that is
+    complete leaves its last two checkpoints, so that doing it again is done at once; delete the
+    folder when it is no longer wanted.
 
-    Parameters
-    ----------
-    folder
-        Made where it is missing. A training that is complete leaves its last two checkpoints, so
-        that doing it again is done at once; delete the folder when it is no longer wanted.
-    seconds, steps
-        The longest stretch of training that may be lost; None sets no limit on steps.
-
-    Raises
-    ------
-    RuntimeError
-        Another process trains the same, with its checkpoints in the same folder. What is trained
-        inside is locked to the end of the block; the lock of a killed process is free.
+    RuntimeError where another process trains the same, with its checkpoints in the same folder.
+    What is trained inside is locked to the end of the block; the lock of a killed process is free.
     """
     with ExitStack() as locks:
         token = _place.set(_Place(paths.path(folder), seconds, steps, locks))
@@ -107,7 +96,15 @@ class Checkpoint:
         if self._place is not None:
             self.folder = self._place.folder / fingerprint(network, data, settings)
             if is_first():
-                self._place.locks.enter_context(_locked(self.folder))
+                # One object for all trainings of this process, which may follow each other.
+                lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
+                try:
+                    self._place.locks.enter_context(lock)
+                except Timeout:
+                    raise RuntimeError(
+                        f"another process trains this: {self.folder} is locked; wait until it is "
+                        "done, or name another folder for checkpoints"
+                    ) from None
 
     def load(self) -> Any | None:
         """The newest state that is whole, tensors on the CPU; None where there is none."""
@@ -137,7 +134,7 @@ class Checkpoint:
         torch.save(state, buffer)
         saved = buffer.getbuffer()
         digest = hashlib.sha256(saved).digest()
-        write_atomically(self.folder / f"{self._number:08d}.pt", digest, saved)
+        paths.write_atomically(self.folder / f"{self._number:08d}.pt", digest, saved)
         for path in (*self.folder.glob(UNFINISHED), *self._all()[:-KEPT]):
             with suppress(OSError):  # it may be a folder
                 path.unlink()
@@ -151,14 +148,8 @@ class Checkpoint:
 def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], settings: Any) -> str:
     """What is trained, as 16 hexadecimal digits.
 
-    Parameters
-    ----------
-    network
-        Before training: modules, plain attributes and initial weights count.
-    data
-        Ratings to train and to validate on.
-    settings
-        Anything whose ``repr`` tells all.
+    Of the network, before training, modules, plain attributes and initial weights count; `data` are
+    ratings to train and to validate on, `settings` is anything whose ``repr`` tells all.
     """
     digest = hashlib.sha256(repr(settings).encode())
     plain = {k: v for k, v in vars(network).items() if isinstance(v, (int, float, str, tuple))}
@@ -169,19 +160,6 @@ def fingerprint(network: nn.Module, data: Sequence[Sequence[Tensor] | None], set
         content = tensor.detach().cpu().contiguous().ravel().view(torch.uint8)
         digest.update(content.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        # One object for all trainings of this process, which may follow each other in one block.
-        with FileLock(folder / ".lock", timeout=0, is_singleton=True):
-            yield
-    except Timeout:
-        raise RuntimeError(
-            f"another process trains this: {folder} is locked; wait until it is done, or name "
-            "another folder for checkpoints"
-        ) from None
 
 
 def _read(path: Path) -> Any | None:

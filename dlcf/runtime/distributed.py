@@ -2,7 +2,7 @@
 
 Every process holds all ratings and all weights, draws the same order, and works on its own part of
 each batch; gradients are summed, so that all make the same step. One process is the special case in
-which nothing is exchanged. ``torchrun -m dlcf.studies.train`` fits a model this way.
+which nothing is exchanged. ``torchrun -m dlcf train`` fits a model this way.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
-
-__all__ = ["is_first", "n_processes", "process_group", "share", "sum_over_processes"]
 
 Values = TypeVar("Values", Tensor, NDArray[Any])
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dlcf.runtime import paths
-
-__all__ = ["git_state", "library_versions", "processor_name"]
 
 
 def processor_name() -> str:
@@ -31,6 +30,22 @@ def library_versions(names: Iterable[str]) -> dict[str, str | None]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+@contextmanager
+def optional(library: str, model: str) -> Iterator[None]:
+    """Around the import of a library; ImportError that says what to install where it is missing."""
+    try:
+        with warnings.catch_warnings():
+            # myfm imports pkg_resources, which warns of its own end.
+            warnings.filterwarnings("ignore", message="pkg_resources", category=UserWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    except ImportError as error:
+        raise ImportError(
+            f'{model} is fitted with {library}: pip install "dlcf[baselines]" '
+            f"(importing it failed with: {error})"
+        ) from error
 
 
 def git_state() -> dict[str, Any]:

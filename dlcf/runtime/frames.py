@@ -9,24 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["Rows"]
-
 DROP = "correct or drop the row"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a frame.
+    """The rows of a frame whose columns are checked; `source` is what error messages call it.
 
-    Parameters
-    ----------
-    frame
-        Whose columns are checked.
-    source
-        What error messages call it.
-    first_line
-        Rows are named by position from 0; with this, by line of the file that the frame's index
-        counts from 0, the first of which is `first_line`.
+    Rows are named by position from 0; with `first_line`, by line of the file that the frame's index
+    counts from 0, the first of which is `first_line`.
     """
 
     frame: pd.DataFrame
@@ -78,10 +69,8 @@ class Rows:
             return
         bad = self.frame.duplicated(list(columns)).to_numpy()
         if bad.any():
-            second = int(bad.argmax())
-            alike = (self.frame[list(columns)] == self.frame[list(columns)].iloc[second]).all(
-                axis=1
-            )
+            keys = self.frame[list(columns)]
+            alike = (keys == keys.iloc[int(bad.argmax())]).all(axis=1)
             what = " and ".join(f"{column} {{{column}}}" for column in columns)
             holder = self.number(int(alike.to_numpy().argmax()))
             pair = "pair of " if others else ""

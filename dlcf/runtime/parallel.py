@@ -15,8 +15,6 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
-__all__ = ["map_in_processes"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,19 +24,10 @@ def map_in_processes(
 ) -> list[Result]:
     """`function` of each item in parallel processes, each of which computes with one thread.
 
-    Parameters
-    ----------
-    function, items
-        Sent to the processes, as the results are sent back.
-    workers
-        Processes, one a core where it is None; they are kept for a while, for the next call.
-    what
-        The items' name, for the progress bar.
-
-    Returns
-    -------
-    list
-        In the order of `items`, which is the order in which they begin. The first error is raised.
+    Function, items and results are sent from process to process. The results are in the order of
+    `items`, which is the order in which they begin; the first error is raised. There are as many
+    processes as `workers`, one a core where it is None, and they are kept for a while, for the next
+    call. `what` is the items' name, for the progress bar.
     """
     workers = workers or os.cpu_count() or 1
     pool = Parallel(min(workers, len(items)) or 1, return_as="generator", max_nbytes=None)

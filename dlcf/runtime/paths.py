@@ -15,9 +15,6 @@ from uuid import uuid4
 
 from platformdirs import user_cache_path, user_data_path
 
-__all__ = ["CACHE", "DATA", "FIGURES", "NOTEBOOKS", "RESULTS", "ROOT", "RUNS"]
-__all__ += ["path", "write_atomically", "write_json"]
-
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _IN_CHECKOUT = (_CHECKOUT / "pyproject.toml").is_file()
 

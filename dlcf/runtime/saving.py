@@ -23,8 +23,6 @@ from safetensors.numpy import load, save
 from dlcf.runtime import paths
 from dlcf.runtime.paths import write_atomically
 
-__all__ = ["DESCRIPTION", "folder_for_model", "read_folder", "write_folder"]
-
 DESCRIPTION = "model.json"
 TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
 LOCK = ".lock"
@@ -36,15 +34,8 @@ def write_folder(
 ) -> Path:
     """Save arrays and what describes them; a model that was there before is replaced.
 
-    Parameters
-    ----------
-    folder
-        Made where it is missing. A link to a folder is followed, ``~`` is the user's home.
-
-    Raises
-    ------
-    ValueError
-        The path is empty, or there is something that is no saved model: nothing is touched.
+    `folder` is made where it is missing; a link to a folder is followed, ``~`` is the user's home.
+    ValueError where it is empty, or holds something that is no saved model: nothing is touched.
     """
     folder = folder_for_model(folder)
     blob = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
@@ -70,12 +61,8 @@ def write_folder(
 def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays and the description that :func:`write_folder` wrote.
 
-    Raises
-    ------
-    FileNotFoundError
-        The folder holds no `model.json`.
-    ValueError
-        A file is damaged: it is not what was written.
+    FileNotFoundError where the folder holds no `model.json`, ValueError where a file is damaged: it
+    is not what was written.
     """
     path = paths.path(folder) / DESCRIPTION
     if not path.is_file():

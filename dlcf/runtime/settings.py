@@ -13,12 +13,9 @@ from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_settings", "setting"]
-
 _LIMITS = {
     "least": ("of at least", operator.ge),
     "above": ("above", operator.gt),
-    "most": ("of at most", operator.le),
     "below": ("below", operator.lt),
 }
 
@@ -28,15 +25,14 @@ def setting(
     *,
     least: float | None = None,
     above: float | None = None,
-    most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A field with a range: ``least <= value <= most``, ``above < value < below``, or choices.
+    """A field with a range: ``least <= value``, ``above < value < below``, or choices.
 
     Of a sequence, each element is held to it.
     """
-    limits = {"least": least, "above": above, "most": most, "below": below}
+    limits = {"least": least, "above": above, "below": below}
     return field(default=default, metadata={**limits, "choices": tuple(choices)})
 
 
@@ -44,12 +40,8 @@ def check_settings(settings: Any) -> None:
     """Check the fields of a dataclass by their annotations and ranges, and convert them in place.
 
     Known annotations are ``int``, ``float``, ``str``, ``bool``, each with ``| None`` or as
-    ``Sequence[...]``, which becomes a tuple. Others are left alone.
-
-    Raises
-    ------
-    ValueError
-        A value is of another kind, not finite, or out of range; the message names the field.
+    ``Sequence[...]``, which becomes a tuple. Others are left alone. ValueError where a value is of
+    another kind, not finite, or out of range names the field.
     """
     for declared in fields(settings):
         value = getattr(settings, declared.name)

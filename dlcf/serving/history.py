@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from dlcf.models.base import USER_DAMPING, Recommender
 
-__all__ = ["HistoryRecommender"]
-
 
 class HistoryRecommender(Recommender):
     """A model that computes what it says of a user from the user's ratings when it is asked.
@@ -33,24 +31,10 @@ class HistoryRecommender(Recommender):
         learned from all ratings together (similarities, item weights, networks, other users) stays
         as it is: nothing is trained again. No changes, the same answers.
 
-        Parameters
-        ----------
-        user_id
-            A user of train.
-        changes
-            MovieLens' ids of movies that the user rated in train, each with its new rating, or with
-            None where it is taken away.
-
-        Returns
-        -------
-        HistoryRecommender
-            A model on the whole contract but `save`; this one is left as it is. It may be revised
-            again.
-
-        Raises
-        ------
-        ValueError
-            The user is unknown, a movie is none that the user rated, or a rating is off the scale.
+        `changes` are MovieLens' ids of movies that the user rated in train, each with its new
+        rating, or with None where it is taken away. ValueError where the user is unknown, a movie
+        is none that the user rated, or a rating is off the scale. What comes back keeps the whole
+        contract but `save`, and may be revised again; this model is left as it is.
         """
         self._check_fitted()
         ratings = self._training_ratings()
@@ -83,13 +67,7 @@ class HistoryRecommender(Recommender):
         return served
 
     def ratings_of(self, user_id: int) -> pd.DataFrame:
-        """What the model knows that a user rated in train.
-
-        Returns
-        -------
-        DataFrame
-            `movieId` ascending, `rating`; empty for an unknown user.
-        """
+        """What a user rated in train: `movieId` ascending, `rating`; empty for an unknown user."""
         self._check_fitted()
         ratings = self._training_ratings()
         rows = slice(*(self._rows_of(user_id) or (0, 0)))

@@ -34,8 +34,6 @@ from dlcf.splits import train_validation_test
 from dlcf.studies.cache import code_version
 from dlcf.studies.results import interval_frame, load_results, options, provenance
 
-__all__ = ["effect_table", "load_ablation", "main", "run_seed", "summarise"]
-
 RESULTS_NAME = "ablation.json"
 VALIDATION_SIZE = 0.2
 USUAL = ("mean", "count", "spread")

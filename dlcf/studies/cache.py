@@ -25,8 +25,6 @@ from dlcf.runtime.environment import library_versions
 from dlcf.runtime.saving import DESCRIPTION
 from dlcf.training import FASTER_STEPS, pick_device
 
-__all__ = ["code_version", "digest_of", "fit_cached", "fit_key", "import_closure"]
-
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "numba", "implicit", "myfm")
 

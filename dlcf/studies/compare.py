@@ -34,9 +34,6 @@ from dlcf.splits import split
 from dlcf.studies.cache import code_version, digest_of, fit_cached
 from dlcf.studies.results import INTERVAL, SPLITS, interval_frame, load_results, options, provenance
 
-__all__ = ["Job", "calibration_table", "compare", "count_table", "curve_table", "interval_table"]
-__all__ += ["load_comparison", "main", "pair_table", "run_job", "run_jobs", "study"]
-
 RESULTS_NAME = "comparison.json"
 TABLES = ("errors", "lists")  # of each study, by user, for paired tests
 PERMUTATIONS = 100_000  # of each test

@@ -14,8 +14,6 @@ from dlcf import metrics
 from dlcf.evaluation import first_places
 from dlcf.models.base import Floats, Index
 
-__all__ = ["CHOICES", "PAPER", "distance", "effects", "protocol_table"]
-
 # What the paper reports; its conclusion gives 0.8968 and 0.8851 for the first and the last.
 PAPER = {
     "RMSE": 0.9001, "MAE": 0.6870, "precision@10": 0.8497,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -17,8 +18,6 @@ from dlcf.data import load_ratings
 from dlcf.ratings import fingerprint
 from dlcf.runtime import paths
 from dlcf.runtime.environment import git_state, library_versions, processor_name
-
-__all__ = ["SPLITS", "interval_frame", "load_results", "options", "provenance"]
 
 DATASET = "ml-latest-small"  # the paper's
 SPLITS = ("random", "user-temporal")  # those that studies report on
@@ -59,6 +58,14 @@ def options(
     except ValueError as error:
         parser.error(str(error))
     return given
+
+
+def literal(text: str) -> Any:
+    """What a user gave as a value: a Python literal where it is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def load_results(path: Path, command: str) -> dict[str, Any]:

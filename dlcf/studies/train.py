@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import logging
 import os
 from collections.abc import Sequence
@@ -19,10 +18,8 @@ from dlcf.runtime.distributed import is_first, process_group
 from dlcf.runtime.paths import path
 from dlcf.runtime.saving import folder_for_model
 from dlcf.splits import SPLITS, split
-from dlcf.studies.results import DATASET
+from dlcf.studies.results import DATASET, literal
 from dlcf.training import pick_device
-
-__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +62,6 @@ def default_threads() -> int:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """``epochs=3`` as a pair; what is no Python literal is a text."""
+    """``epochs=3`` as a pair."""
     name, _, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return name, literal(value)

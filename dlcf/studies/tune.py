@@ -27,8 +27,6 @@ from dlcf.splits import train_validation_test
 from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import DATASET, SPLITS
 
-__all__ = ["RECORD", "SEED", "main", "run_trial"]
-
 RECORD = paths.RESULTS / "tuning.json"
 SEED = 1000  # of the split; the seeds that results are reported for are others
 

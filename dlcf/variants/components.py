@@ -15,8 +15,6 @@ from dlcf.models.network import WEIGHTS
 from dlcf.runtime.settings import setting
 from dlcf.training import Batch, TrainingConfig, mean_squared_error
 
-__all__ = ["ComponentDeepCF", "ComponentNetwork", "DecayedNetwork", "UnattendedNetwork"]
-
 ATTENTION = ("two weights", "none", "gates", "per dimension")
 
 

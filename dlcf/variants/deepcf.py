@@ -20,8 +20,6 @@ from dlcf.training import Batch, seeded
 from dlcf.variants.networks import FaithfulAttentionNetwork, RankingAttentionNetwork, coalitions
 from dlcf.variants.shapley import evenly_spread, share_correlation
 
-__all__ = ["ExplainedDeepCF"]
-
 MOST_MEASURED = 5000  # held-out pairs that the faithfulness of the weights is measured on
 
 
@@ -40,10 +38,8 @@ class ExplainedDeepCF(DeepCF):
     faithful_weight
         Weight of the loss that pulls the attention weights to the Shapley shares of the two
         embeddings, 0 or more; see :class:`FaithfulAttentionNetwork`. The paper has none.
-    embedding_size, hidden, dropout, epochs, batch_size, learning_rate, lr_factor, lr_patience
-        As for :class:`~dlcf.models.deepcf.DeepCF`.
-    early_stopping, validation_fraction, weights, seed, device, precision
-        As for :class:`~dlcf.models.deepcf.DeepCF`.
+
+    All others are those of :class:`~dlcf.models.deepcf.DeepCF`.
     """
 
     ranking_weight: float = setting(0.0, least=0)
@@ -91,19 +87,11 @@ class ExplainedDeepCF(DeepCF):
         return self._faithfulness[self.weights]
 
     def coalition_values(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
-        """Ratings without both embeddings, with the user's, with the movie's, with both.
+        """Ratings ``(n, 4)`` without both embeddings, with the user's, with the movie's, with both.
 
-        An absent embedding is replaced by the mean of its table, over users or movies of train.
-
-        Returns
-        -------
-        ndarray
-            float64 ``(n, 4)``; the last column is the prediction.
-
-        Raises
-        ------
-        ValueError
-            A user or a movie is unknown: it has no embedding to leave out.
+        An absent embedding is replaced by the mean of its table, over users or movies of train; the
+        last column is the prediction. ValueError where a user or a movie is unknown: it has no
+        embedding to leave out.
         """
         return self._coalitions(*self.embedded_pairs(pairs))
 

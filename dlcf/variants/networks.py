@@ -11,29 +11,12 @@ from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.variants.shapley import player_share, shapley
 
-__all__ = [
-    "FaithfulAttentionNetwork",
-    "RankingAttentionNetwork",
-    "coalitions",
-    "rate_embeddings",
-    "rated_movies",
-]
-
 
 def rated_movies(start: Tensor, movie: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the users rated in training, one user after the other.
+    """What `users` ``(n,)`` rated in training, one user after the other.
 
-    Parameters
-    ----------
-    start, movie
-        The users x movies matrix in CSR form: `indptr` and `indices`.
-    users
-        ``(n,)``.
-
-    Returns
-    -------
-    movies, first, count
-        Movie indices; where each user's begin, ``(n,)``; and how many they are, ``(n,)``.
+    `start` and `movie` are `indptr` and `indices` of the users x movies matrix in CSR form. Back
+    come the movies; where each user's begin, ``(n,)``; and how many they are, ``(n,)``.
     """
     count = start[users + 1] - start[users]
     first = torch.cumsum(count, 0) - count
@@ -55,17 +38,14 @@ def coalitions(network: AttentionNetwork, users: Tensor, movies: Tensor) -> Tens
         table.weight.mean(dim=0, keepdim=True)
         for table in (network.user_embedding, network.movie_embedding)
     )
-    values = torch.stack(
-        [
-            rate_embeddings(network, no_user, no_movie).expand(len(users)),
-            rate_embeddings(network, user, no_movie.expand_as(movie)),
-            rate_embeddings(network, no_user.expand_as(user), movie),
-            rate_embeddings(network, user, movie),
-        ],
-        dim=1,
-    )
+    values = [
+        rate_embeddings(network, no_user, no_movie).expand(len(users)),
+        rate_embeddings(network, user, no_movie.expand_as(movie)),
+        rate_embeddings(network, no_user.expand_as(user), movie),
+        rate_embeddings(network, user, movie),
+    ]
     network.train(was_training)
-    return values
+    return torch.stack(values, dim=1)
 
 
 def rate_embeddings(network: AttentionNetwork, user: Tensor, movie: Tensor) -> Tensor:

@@ -11,23 +11,13 @@ from scipy import stats
 
 from dlcf.models.base import Recommender
 
-__all__ = ["cold_coalitions", "evenly_spread", "player_share", "shapley", "share_correlation"]
-
 
 def shapley(values: Any) -> tuple[Any, Any]:
-    """Shapley values of a game of two players, user and movie.
+    """Shapley values ``(...,)`` of a game of two players, user and movie.
 
-    Parameters
-    ----------
-    values
-        ``(..., 4)``, an array or a tensor: what the coalitions {}, {user}, {movie}, {user, movie}
-        are worth.
-
-    Returns
-    -------
-    user, movie
-        ``(...,)``: each player's gain, averaged over the two orders of joining. They sum to the
-        gain of both over none.
+    Each is the player's gain, averaged over the two orders of joining; they sum to the gain of both
+    over none. `values`, ``(..., 4)``, an array or a tensor, are what the coalitions {}, {user},
+    {movie}, {user, movie} are worth.
     """
     none, user, movie, both = (values[..., i] for i in range(4))
     return (user - none + both - movie) / 2, (movie - none + both - user) / 2
@@ -53,17 +43,9 @@ def cold_coalitions(model: Recommender, pairs: pd.DataFrame) -> NDArray[np.float
 def share_correlation(weight: NDArray[Any], values: NDArray[np.float64]) -> float | None:
     """Spearman's correlation in [-1, 1] of weights on the user with the user's Shapley shares.
 
-    Parameters
-    ----------
-    weight
-        ``(n,)`` in [0, 1].
-    values
-        ``(n, 4)``, what the coalitions are worth, see :func:`shapley`.
-
-    Returns
-    -------
-    float or None
-        None where there are fewer than two pairs, or the weights or the shares are all alike.
+    `weight` is ``(n,)`` in [0, 1]; `values`, ``(n, 4)``, are what the coalitions are worth, see
+    :func:`shapley`. None where there are fewer than two pairs, or the weights or the shares are all
+    alike.
     """
     share = player_share(*shapley(values))
     if len(share) < 2 or np.ptp(share) == 0 or np.ptp(weight) == 0:
