@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlcf.data import load_movies, load_ratings
-    from dlcf.evaluation import evaluate
+    from dlcf.evaluation import evaluate, prequential
     from dlcf.registry import available, load_model, make
     from dlcf.splits import split
 
 __version__ = "0.1.0"
-__all__ = ["available", "evaluate", "load_model", "load_movies", "load_ratings", "make", "split"]
+__all__ = ["available", "evaluate", "load_model", "load_movies", "load_ratings", "make"]
+__all__ += ["prequential", "split"]
 
 _HOME = {
     "available": "registry",
@@ -22,6 +23,7 @@ _HOME = {
     "load_movies": "data",
     "load_ratings": "data",
     "make": "registry",
+    "prequential": "evaluation",
     "split": "splits",
 }
 

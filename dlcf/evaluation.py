@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +97,65 @@ def per_user(
     ``recall``, ``ndcg``.
     """
     return list_metrics(rank(model, train, test, protocol, k, threshold))
+
+
+def prequential(
+    model: Recommender,
+    past: pd.DataFrame,
+    future: pd.DataFrame,
+    every: str | None = "30D",
+    step: str = "1s",
+    movies: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Predict each rating of the future from what came before it, on the world's clock.
+
+    The model is trained on the past, and again at the end of every period on all that came before.
+    Within a period it takes in, by :meth:`Recommender.observe`, what has been predicted; a model
+    that cannot stays as it was trained (Dawid, 1984, on prequential evaluation).
+
+    Parameters
+    ----------
+    model
+        With the settings to train with; it is left as it is.
+    past, future
+        Ratings with times, all of the past before all of the future.
+    every
+        A period between trainings, such as ``"30D"``; None trains once.
+    step
+        Ratings within one such span are predicted together, from what came before all of them.
+    movies
+        As for :meth:`Recommender.fit`.
+
+    Returns
+    -------
+    DataFrame
+        `future` in the order of time, with ``predicted`` and ``known``: how many ratings the user
+        had given before.
+    """
+    past, future = check_ratings(past, source="past"), check_ratings(future, source="future")
+    for name, frame in (("past", past), ("future", future)):
+        if "timestamp" not in frame:
+            raise ValueError(f"{name} has no column timestamp; prequential evaluation needs times")
+    if past["timestamp"].max() >= future["timestamp"].min():
+        raise ValueError("past holds ratings that are not before future; split by time of all")
+    future = future.sort_values(["timestamp", "userId", "movieId"], kind="stable")
+    time, since = future["timestamp"], future["timestamp"].iloc[0]
+    span = np.inf if every is None else pd.Timedelta(every).total_seconds()
+    period = ((time - since) // span).astype(np.int64)
+    group = ((time - since) // pd.Timedelta(step).total_seconds()).astype(np.int64)
+    predicted = []
+    periods = tqdm(list(future.groupby(period)), desc="periods", disable=None, leave=False)
+    for _, of_period in periods:
+        known = pd.concat([past, future[time < of_period["timestamp"].iloc[0]]])
+        fitted = copy.copy(model).fit(known, movies=movies)
+        for _, together in of_period.groupby(group):
+            predicted.append(fitted.predict(together.drop(columns="rating")))
+            with suppress(NotImplementedError):
+                fitted = fitted.observe(together)
+    before = future.groupby("userId").cumcount()
+    before = before.groupby([future["userId"], group]).transform("min")
+    before += future["userId"].map(past["userId"].value_counts()).fillna(0).astype(np.int64)
+    return future.assign(predicted=np.concatenate(predicted), known=before)
 
 
 @dataclass(frozen=True)

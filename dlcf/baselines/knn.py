@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender, top_k
+from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Recommender, top_k
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
 
@@ -50,6 +50,10 @@ class _Neighborhood(Recommender):
         both = self._of_seen(values), self._seen
         by_row = (matrix.T.tocsr() if self.of_movies else matrix for matrix in both)
         self._deviations, self._seen_rows = by_row
+
+    def _ratings(self) -> Floats:
+        """The training ratings, in (user, movie) order."""
+        return self._values + self._baseline(*self._seen.nonzero())
 
     def _of_seen(self, values: Floats) -> sparse.csr_matrix:
         """Users x movies, from a value of each rating in train."""
@@ -173,6 +177,16 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
         weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
         return (weight * own.data).T
 
+    def _observe(self, growth: Growth) -> None:
+        before, (n_users, n_movies) = growth.before, self._seen.shape
+        ratings = growth.merge(before._training_ratings(), growth.data.ratings)
+        of_movies, all_movies = (growth.movies, growth.users), (growth.movies, growth.movies)
+        self._deviations = placed(before._deviations, *of_movies, (n_movies, n_users))
+        self._seen_rows = placed(before._seen_rows, *of_movies, (n_movies, n_users))
+        self._neighbors = placed(before._neighbors, *all_movies, (n_movies, n_movies))
+        self._revised_ratings = self._of_seen(ratings - self._baseline(*self._seen.nonzero()))
+        self.is_revised = True
+
     def _rated(self) -> sparse.csr_matrix:
         return super()._rated() if self._revised_ratings is None else self._revised_ratings
 
@@ -197,8 +211,22 @@ class UserKNN(_Neighborhood):
     name: ClassVar[str] = "user-knn"
     of_movies: ClassVar[bool] = False
 
+    def _observe(self, growth: Growth) -> None:
+        """Which users are alike is what it knows, so that is computed from all ratings."""
+        ratings = growth.merge(growth.before._ratings(), growth.data.ratings)
+        self._set_deviations(ratings - self._baseline(*self._seen.nonzero()))
+        self._neighbors = cosine_neighbors(self._seen_rows, self.ranking_neighbors)
+
     def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._neighbors[users] @ self._seen).toarray()
+
+
+def placed(
+    matrix: sparse.csr_matrix, rows: Index, columns: Index, shape: tuple[int, int]
+) -> sparse.csr_matrix:
+    """A matrix of `shape` in which the old rows and columns stand where these say."""
+    old = matrix.tocoo()
+    return sparse.csr_matrix((old.data, (rows[old.row], columns[old.col])), shape=shape)
 
 
 def strongest_of_product(

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-from dlcf.baselines.knn import strongest_of_product
-from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.baselines.knn import placed, strongest_of_product
+from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Recommender, spread
 from dlcf.runtime.environment import optional
 from dlcf.runtime.settings import setting
 from dlcf.serving.history import HistoryRecommender
@@ -55,7 +55,8 @@ class ImplicitALS(Recommender):
         with optional("implicit", self.name):
             import implicit.cpu.als as als
             from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-        positive = data.take(data.ratings >= self.positive_threshold).matrix()
+        self._positive = data.ratings >= self.positive_threshold
+        positive = data.take(self._positive).matrix()
         # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
         # several come in any order, and so do their last bits.
         with threadpool_limits(1, "blas"):
@@ -70,14 +71,34 @@ class ImplicitALS(Recommender):
             model.fit(positive, show_progress=False)
         self._user_factors, self._movie_factors = model.user_factors, model.item_factors
 
+    def _observe(self, growth: Growth) -> None:
+        """Fold-in: the vectors of users with new ratings, for the vectors of movies as they are."""
+        before, (n_users, n_movies) = growth.before, self._seen.shape
+        self._positive = growth.merge(
+            before._positive, growth.data.ratings >= self.positive_threshold
+        )
+        self._user_factors = np.zeros((n_users, self.factors), np.float32)
+        self._movie_factors = np.zeros((n_movies, self.factors), np.float32)
+        self._user_factors[growth.users] = before._user_factors
+        self._movie_factors[growth.movies] = before._movie_factors
+        factors = self._movie_factors.astype(np.float64)
+        of_all = factors.T @ factors + self.regularization * np.eye(self.factors)
+        for user in np.unique(growth.data.users):
+            rows = slice(*self._seen.indptr[user : user + 2])
+            liked = factors[self._seen.indices[rows][self._positive[rows]]]
+            system = of_all + (self.alpha - 1) * liked.T @ liked
+            self._user_factors[user] = np.linalg.solve(system, self.alpha * liked.sum(axis=0))
+
     def _score(self, users: Index) -> NDArray[np.float32]:
         return self._user_factors[users] @ self._movie_factors.T
 
     def _state(self) -> Arrays:
-        return {"user_factors": self._user_factors, "movie_factors": self._movie_factors}
+        factors = {"user_factors": self._user_factors, "movie_factors": self._movie_factors}
+        return {**factors, "positive": self._positive}
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._user_factors, self._movie_factors = state["user_factors"], state["movie_factors"]
+        self._positive = state["positive"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -172,6 +193,22 @@ class EASE(HistoryRecommender):
             self._fitted_on = original._matrix()
         self._values = (1.0 + self.rating_weight * (ratings[kept] - self._mean)).astype(np.float32)
 
+    def _observe(self, growth: Growth) -> None:
+        """The weights stay; a new movie has none."""
+        before, n_movies = growth.before, len(self.movie_ids)
+        stars = growth.data.ratings - np.float64(self._mean)
+        new = (1.0 + self.rating_weight * stars).astype(np.float32)
+        self._values = growth.merge(before._values, new)
+        fitted_on = before._matrix() if before._fitted_on is None else before._fitted_on
+        same = np.arange(fitted_on.shape[0])
+        self._fitted_on = placed(fitted_on, same, growth.movies, (len(same), n_movies))
+        alone = 1.0 / self.regularization  # the diagonal of P for a movie that nobody rated
+        self._diagonal = spread(before._diagonal, growth.movies, n_movies, alone)
+        if len(before._inverse) != len(same):
+            self._inverse = np.diag(np.full(n_movies, alone, np.float32))
+            self._inverse[np.ix_(growth.movies, growth.movies)] = before._inverse
+        self.is_revised = True
+
     def _score(self, users: Index) -> NDArray[np.float32]:
         matrix = self._matrix()
         if self._fitted_on is not None:
@@ -237,6 +274,10 @@ class RP3Beta(Recommender):
         from_movie = (sparse.diags(of_movie**-self.alpha) @ rated.T).tocsr()
         discount = of_movie**-self.beta
         self._transition = strongest_of_product(from_movie, from_user, self.neighbors, discount)
+
+    def _observe(self, growth: Growth) -> None:
+        shape, movies = (len(self.movie_ids),) * 2, growth.movies
+        self._transition = placed(growth.before._transition, movies, movies, shape)
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._seen[users] @ self._transition).toarray()

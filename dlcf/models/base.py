@@ -53,6 +53,25 @@ class Interactions:
         return sparse.csr_matrix((ones, (self.users, self.movies)), shape=shape)
 
 
+@dataclass(frozen=True)
+class Growth:
+    """From a model, `before`, to the same with more ratings, `data`.
+
+    `users` and `movies` say where the entries of the vocabularies of `before` stand now; `order`
+    sorts the ratings of `before`, followed by the new ones, by user and movie.
+    """
+
+    before: Any
+    users: Index
+    movies: Index
+    data: Interactions
+    order: Index
+
+    def merge(self, old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+        """A value of each rating, in the order of the model's ratings now."""
+        return np.concatenate([old, new])[self.order]
+
+
 class Recommender(ABC):
     """A model of ratings that can also rank; subclasses implement `_fit`, and most `_predict`.
 
@@ -73,6 +92,7 @@ class Recommender(ABC):
     movie_counts: Index  # training ratings of each movie
     scale: tuple[float, float]
     titles: list[str] | None
+    user_damping, movie_damping = USER_DAMPING, MOVIE_DAMPING  # of the biases
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -249,6 +269,53 @@ class Recommender(ABC):
         """What the model knows that a user rated; NotImplementedError where it keeps no ratings."""
         raise NotImplementedError(self._no_history())
 
+    def observe(self, ratings: pd.DataFrame) -> Recommender:
+        """A model that also knows these ratings, of known or new users; nothing is trained.
+
+        New users and movies join the vocabularies. Biases are damped means that go on with the
+        residuals of the new ratings; what is averaged for a user, or left out of a list, counts
+        them; what was learned from all ratings together stays. This model is left as it is.
+
+        ValueError where the frame is wrong or holds a pair that is known already;
+        NotImplementedError where a model knows ratings only through training.
+        """
+        self._check_fitted()
+        ratings = check_ratings(ratings, source="ratings", scale=self.scale)
+        model = copy.copy(self)
+        model.user_ids = np.union1d(self.user_ids, ratings["userId"])
+        model.movie_ids = np.union1d(self.movie_ids, ratings["movieId"])
+        users = np.searchsorted(model.user_ids, self.user_ids)
+        movies = np.searchsorted(model.movie_ids, self.movie_ids)
+        data = model._interactions(ratings)
+        rated_by, rated = self._seen.nonzero()
+        old = users[rated_by] * data.n_movies + movies[rated]
+        cells = np.concatenate([old, data.users * data.n_movies + data.movies])
+        order = np.argsort(cells, kind="stable")
+        row, column = np.divmod(cells[order], data.n_movies)
+        twice = np.flatnonzero((np.diff(row) == 0) & (np.diff(column) == 0))
+        if len(twice):
+            user, movie = model.user_ids[row[twice[0]]], model.movie_ids[column[twice[0]]]
+            raise ValueError(
+                f"ratings: user {user} rated movie {movie} before; give new ratings only"
+            )
+        ones, shape = np.ones(len(cells), dtype=np.float32), (data.n_users, data.n_movies)
+        model._seen = sparse.csr_matrix((ones, (row, column)), shape=shape)
+        user_bias = spread(self._user_bias, users, data.n_users)
+        movie_bias = spread(self._movie_bias, movies, data.n_movies)
+        user_counts = spread(np.diff(self._seen.indptr), users, data.n_users)
+        movie_counts = spread(self.movie_counts, movies, data.n_movies)
+        stars = data.ratings - np.float64(self._mean)
+        of_users = data.users, stars - movie_bias[data.movies]
+        of_movies = data.movies, stars - user_bias[data.users]
+        model._user_bias = _gone_on(user_bias, user_counts + self.user_damping, *of_users)
+        model._movie_bias = _gone_on(movie_bias, movie_counts + self.movie_damping, *of_movies)
+        model.movie_counts = movie_counts + np.bincount(data.movies, minlength=data.n_movies)
+        if self.titles is not None:
+            titles = np.array(self.titles, dtype=object)
+            model.titles = spread(titles, movies, data.n_movies, "").tolist()
+        model._observe(Growth(self, users, movies, data, order))
+        return model
+
     def save(self, folder: str | Path) -> Path:
         """Write `model.json` and a safetensors file; returns the folder, which appears whole.
 
@@ -311,6 +378,12 @@ class Recommender(ABC):
         ratings = self._predict(*pairs_of_user, None)
         return ratings.reshape(len(users), n_movies).astype(np.float32)
 
+    def _observe(self, growth: Growth) -> None:
+        """Take in the new ratings; vocabularies, `_seen`, counts and biases have them already."""
+        raise NotImplementedError(
+            f"{self.name} knows ratings only through training; fit it again on all of them"
+        )
+
     def _state(self) -> Arrays:
         """What `_fit` learned, as named arrays."""
         return {}
@@ -370,6 +443,19 @@ def fit_biases(
         movie_bias = np.bincount(movies, residual - user_bias[users], data.n_movies) / movie_weight
         user_bias = np.bincount(users, residual - movie_bias[movies], data.n_users) / user_weight
     return mean, user_bias, movie_bias
+
+
+def spread(values: NDArray[Any], places: Index, size: int, empty: float | str = 0) -> NDArray[Any]:
+    """An array of `size` that holds `values` at `places` and `empty` elsewhere."""
+    array = np.full(size, empty, dtype=values.dtype)
+    array[places] = values
+    return array
+
+
+def _gone_on(bias: Floats, weight: Floats, index: Index, residual: Floats) -> Floats:
+    """Biases, each a sum of residuals over its weight, with one residual more an index."""
+    total = bias * weight + np.bincount(index, residual, len(bias))
+    return total / (weight + np.bincount(index, minlength=len(bias)))
 
 
 def top_k(scores: NDArray[Any], k: int) -> Index:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dlcf.models.base import (
     MOVIE_DAMPING,
     USER_DAMPING,
+    Growth,
     Index,
     Interactions,
     Recommender,
@@ -30,8 +31,13 @@ class GlobalMean(Recommender):
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None
     ) -> None:
         # The mean is the only thing this model may know: cold pairs get it as well.
-        self._user_bias = np.zeros(data.n_users)
-        self._movie_bias = np.zeros(data.n_movies)
+        self._forget(data)
+
+    def _observe(self, growth: Growth) -> None:
+        self._forget(growth.data)
+
+    def _forget(self, data: Interactions) -> None:
+        self._user_bias, self._movie_bias = np.zeros(data.n_users), np.zeros(data.n_movies)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,6 +60,9 @@ class Bias(Recommender):
     ) -> None:
         found = fit_biases(data, self.user_damping, self.movie_damping)
         self._mean, self._user_bias, self._movie_bias = found
+
+    def _observe(self, growth: Growth) -> None:
+        """Biases and counts are all that it has."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from dlcf.baselines.ranking import ease_scores
 from dlcf.explanation import Explanation, HistoryItem
-from dlcf.models.base import Arrays, Floats, Index, Interactions, Known, top_k
+from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Known, top_k
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
 from dlcf.runtime.settings import setting
@@ -383,6 +383,19 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         self._start_network(self.seed)
         for parameter in self.network.parameters():
             nn.init.zeros_(parameter)
+
+    def _observe(self, growth: Growth) -> None:
+        """The network stays; a new user has an embedding of zeros, as dropout gives in training."""
+        super()._observe(growth)
+        weights = dict(growth.before._states["last"])
+        columns = torch.from_numpy(self._columns_in(growth.before))
+        weights["movie_embedding.weight"] = weights["movie_embedding.weight"][columns]
+        known = weights["user_embedding.weight"]
+        weights["user_embedding.weight"] = known.new_zeros(self.data.n_users, known.shape[1])
+        weights["user_embedding.weight"][torch.from_numpy(growth.users)] = known
+        self._start_network(self.seed)
+        self.network.load_state_dict(weights)
+        self._states = {"last": weights}
 
     def _before_training(self, train: Batch) -> None:
         self.network.standardise(train[3], train[4])

@@ -24,7 +24,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Arrays, Index, Interactions, fit_biases
+from dlcf.models.base import (
+    MOVIE_DAMPING,
+    USER_DAMPING,
+    Arrays,
+    Growth,
+    Index,
+    Interactions,
+    fit_biases,
+)
 from dlcf.serving.history import HistoryRecommender
 
 Values = NDArray[Any]
@@ -409,6 +417,11 @@ class EvidenceRecommender(HistoryRecommender):
         column = known.get_indexer(pd.Index(movie_ids))
         return np.where(column < 0, len(known), column)
 
+    def _columns_in(self, before: EvidenceRecommender) -> Index:
+        """Where each column of the side information was in that of a model with fewer ratings."""
+        ids = np.concatenate([self.movie_ids, self._other_ids])
+        return np.append(before._columns(ids), len(before.side.years) - 1)
+
     @staticmethod
     def _stamps(pairs: pd.DataFrame) -> Values | None:
         return pairs["timestamp"].to_numpy() if "timestamp" in pairs else None
@@ -431,6 +444,22 @@ class EvidenceRecommender(HistoryRecommender):
         data = replace(self.data, ratings=ratings.astype(np.float32)).take(kept)
         self._take_ratings(data)
         self._fold, self._latest = original._fold[kept], original._latest
+
+    def _observe(self, growth: Growth) -> None:
+        """All evidence is computed from all ratings, whose folds are drawn anew."""
+        before, new = growth.before, growth.data
+        self._other_ids = np.setdiff1d(before._other_ids, self.movie_ids)
+        columns = self._columns_in(before)
+        self.side = SideInformation(before.side.genres[columns], before.side.years[columns])
+        old = before.data
+        merged = (
+            growth.merge(growth.users[old.users], new.users),
+            growth.merge(growth.movies[old.movies], new.movies),
+            growth.merge(old.ratings, new.ratings),
+            # Where training had no times, the network cannot read them.
+            growth.merge(old.timestamps, new.timestamps * before._timed),
+        )
+        self._take_ratings(Interactions(*merged, *self._seen.shape))
 
     def _state(self) -> Arrays:
         return super()._state() | {

@@ -21,7 +21,7 @@ class HistoryRecommender(Recommender):
     Subclasses implement `_training_ratings` and `_revise`.
     """
 
-    is_revised = False  # made by `revised`: it serves, but is not saved
+    is_revised = False  # it serves other ratings than it could be restored with
 
     def revised(self, user_id: int, changes: Mapping[int, float | None]) -> HistoryRecommender:
         """This model, serving one user as if some of the user's ratings were others.
@@ -75,9 +75,11 @@ class HistoryRecommender(Recommender):
         return pd.DataFrame({"movieId": movie_ids, "rating": ratings[rows].astype(np.float64)})
 
     def save(self, folder: str | Path) -> Path:
-        """As :meth:`Recommender.save`; ValueError for a model that was revised for one user."""
+        """As :meth:`Recommender.save`; ValueError for one that serves what it was not fitted on."""
         if self.is_revised:
-            raise ValueError(f"this {self.name} was revised for one user; save what it came from")
+            raise ValueError(
+                f"this {self.name} serves ratings that it was not fitted on; save what it came from"
+            )
         return super().save(folder)
 
     @abstractmethod

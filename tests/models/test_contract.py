@@ -163,6 +163,7 @@ def test_a_model_keeps_its_contract(name: str, world: World) -> None:
     predictions_are_ratings(model, world, rating_scale(train))
     lists_are_the_best_of_the_scores(model, train)
     explanations_add_up(model, world.pairs)
+    so_does_one_that_observes(model, world)
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_model(model.save(folder))
     again = fit(name, world.otherwise, world)
@@ -174,6 +175,18 @@ def test_a_model_keeps_its_contract(name: str, world: World) -> None:
         assert other.config == model.config and other.scale == model.scale
         for movie in (*model.movie_ids, UNKNOWN):
             assert other.title(movie) == model.title(movie)
+
+
+def so_does_one_that_observes(model: Recommender, world: World) -> None:
+    """A new user rates two known movies, where there are, and a new one."""
+    known = world.train.drop_duplicates("movieId").head(2)
+    new = pd.concat([known, known.head(1).assign(movieId=UNKNOWN - 2)]).assign(userId=UNKNOWN - 3)
+    try:
+        served = model.observe(new)
+    except NotImplementedError:
+        return
+    predictions_are_ratings(served, world, model.scale)
+    lists_are_the_best_of_the_scores(served, pd.concat([world.train, new]))
 
 
 def predictions_are_ratings(model: Recommender, world: World, scale: tuple[float, float]) -> None:

@@ -1,0 +1,98 @@
+"""Each rating from what came before it: no more, no less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy_models import TINY
+
+from dlcf.evaluation import prequential
+from dlcf.registry import make
+
+DAY = 86_400
+
+
+@pytest.fixture
+def world(toy_ratings: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The toy ratings in the order of their times, the last 40 of them an hour apart."""
+    ordered = toy_ratings.sort_values("timestamp", ignore_index=True)
+    past, future = ordered.iloc[:-40], ordered.iloc[-40:]
+    start = int(past["timestamp"].max()) + DAY
+    return past, future.assign(timestamp=start + 3600 * np.arange(40))
+
+
+def test_each_is_predicted_from_all_that_came_before(
+    world: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    past, future = world
+    found = prequential(make("bias"), past, future.sample(frac=1.0, random_state=1), every=None)
+    assert found.index.tolist() == future.index.tolist()
+    model = make("bias").fit(past)
+    for place in range(len(future)):
+        row = future.iloc[[place]]
+        assert found["predicted"].iloc[place] == model.predict(row)[0], place
+        model = model.observe(row)
+
+
+def test_it_is_trained_again_at_the_end_of_every_period(
+    world: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    past, future = world
+    found = prequential(make("mf", **TINY["mf"], seed=3), past, future, every="20h")
+    for first, last in ((0, 20), (20, 40)):  # mf cannot observe, so it stays within a period
+        known = pd.concat([past, future.iloc[:first]])
+        model = make("mf", **TINY["mf"], seed=3).fit(known)
+        expected = model.predict(future.iloc[first:last])
+        assert found["predicted"].iloc[first:last].tolist() == expected.tolist()
+
+
+def test_no_rating_is_seen_before_its_time(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    past, future = world
+    other = future.copy()
+    other.iloc[15, other.columns.get_loc("rating")] = 6.0 - other["rating"].iloc[15] - 0.5
+    assert not np.array_equal(other["rating"], future["rating"])
+    found, changed = (
+        prequential(make("bias"), past, f, every="30h")["predicted"] for f in (future, other)
+    )
+    assert found.iloc[:16].tolist() == changed.iloc[:16].tolist()
+    assert found.iloc[16:].tolist() != changed.iloc[16:].tolist()
+
+
+def test_ratings_of_one_step_do_not_see_each_other(
+    world: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    past, future = world
+    user = int(past["userId"].iloc[0])
+    new = np.setdiff1d(past["movieId"], past.loc[past["userId"] == user, "movieId"])[:3]
+    page = pd.DataFrame({"userId": user, "movieId": new, "rating": np.float32(5.0)})
+    start = int(future["timestamp"].min())
+    together = prequential(make("bias"), past, page.assign(timestamp=start))
+    assert together["predicted"].tolist() == make("bias").fit(past).predict(page).tolist()
+    count = int((past["userId"] == user).sum())
+    assert together["known"].tolist() == [count] * 3
+    apart = page.assign(timestamp=start + 30 * np.arange(3))
+    one_by_one = prequential(make("bias"), past, apart)
+    assert one_by_one["known"].tolist() == [count, count + 1, count + 2]
+    assert one_by_one["predicted"].iloc[1] > together["predicted"].iloc[1]
+    by_minutes = prequential(make("bias"), past, apart, step="1min")
+    assert by_minutes["known"].tolist() == [count, count, count + 2]
+
+
+def test_new_users_count_from_zero(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    past, future = world
+    future = future.assign(userId=[2, 4] * 20)  # users that the past does not hold
+    future = future.drop_duplicates(["userId", "movieId"])
+    found = prequential(make("bias"), past, future)
+    assert found.groupby("userId")["known"].first().tolist() == [0, 0]
+    assert (found.groupby("userId")["known"].diff().dropna() == 1).all()
+
+
+def test_wrong_frames_are_refused(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    past, future = world
+    with pytest.raises(ValueError, match="future has no column timestamp"):
+        prequential(make("bias"), past, future.drop(columns="timestamp"))
+    with pytest.raises(ValueError, match="not before future"):
+        prequential(make("bias"), future, past)
+    with pytest.raises(ValueError, match="past"):
+        prequential(make("bias"), past.iloc[:0], future)
