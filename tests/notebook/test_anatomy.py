@@ -18,7 +18,8 @@ from dlcf.runtime import paths
 
 ALL = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 # Two are still in an older form, with prose that code prints.
-PAGES = [path for path in ALL if path.stem[:2] not in ("03", "05")]
+# One is still in an older form, with prose that code prints.
+PAGES = [path for path in ALL if path.stem[:2] != "05"]
 HEADER = ("**Question.**", "**Read first.**", "**Minutes.**", "**Contents.**")
 FOOTER = ("## What we learned", "## Things to try", "## References")
 LONGEST = 30  # lines of a cell of code
