@@ -15,8 +15,8 @@ from dlcf.notebook.prose import unbound
 from dlcf.runtime import paths
 
 ALL = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-# Three are still in an older form, with prose that code prints.
-PAGES = [path for path in ALL if path.stem[:2] not in ("03", "05", "06")]
+# Two are still in an older form, with prose that code prints.
+PAGES = [path for path in ALL if path.stem[:2] not in ("03", "06")]
 HEADER = ("**Question.**", "**Read first.**", "**Minutes.**", "**Contents.**")
 FOOTER = ("## What we learned", "## Things to try", "## References")
 LONGEST = 30  # lines of a cell of code
