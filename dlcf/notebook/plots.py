@@ -418,10 +418,10 @@ def two_lists(lists: Mapping[str, pd.DataFrame]) -> Figure:
         axis.barh(rows, table["ratings"], color=color, height=0.6)
         beside: Style = {"textcoords": "offset points", "va": "center", "size": 7}
         for row, count, predicted in zip(rows, table["ratings"], table["predicted"], strict=True):
-            axis.annotate(f"{predicted:.2f} stars", (count, row), (3, 0), **beside)
+            axis.annotate(f"{count} ({predicted:.2f} stars)", (count, row), (3, 0), **beside)
         axis.set_yticks(rows, [_shorten(title, 26) for title in table["title"]])
-        axis.set(xlabel="training ratings of the movie", title=name)
-        axis.set_xlim(0, 1.45 * max(part["ratings"].max() for part in lists.values()))
+        axis.set(xlabel="training ratings (predicted stars)", title=name)
+        axis.set_xlim(0, 1.6 * max(part["ratings"].max() for part in lists.values()))
         axis.grid(axis="y", visible=False)
     return figure
 
