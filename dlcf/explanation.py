@@ -11,7 +11,7 @@ from typing import Any
 from unicodedata import category
 
 __all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem"]
-__all__ += ["for_output", "strength_of", "table_of", "title_of"]
+__all__ += ["for_output", "size_of", "strength_of", "table_of", "title_of"]
 
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
@@ -23,11 +23,12 @@ JOINERS = "\u200c\u200d"  # formats that some scripts are written with
 
 @dataclass(frozen=True)
 class HistoryItem:
-    """A rating in stars that the user gave in training, and its part in a prediction.
+    """A rating in stars that the user gave in training, and what is known of it in a prediction.
 
     The attention `weight` is in [0, 1]; those of one explanation sum to at most 1, and are 0 where
-    the model has none. `effect` is the stars by which the prediction is higher with this rating
-    than without it, None where it was not measured.
+    the model has none. It is a number of the model's forward pass and no measure of importance.
+    `effect` is that of a single deletion: the stars by which the prediction is higher with this
+    rating than without it, all others kept; None where it was not measured.
     """
 
     movie_id: int
@@ -39,7 +40,7 @@ class HistoryItem:
 
 @dataclass(frozen=True)
 class GenreEffect:
-    """Summed effect in stars of a genre's ratings; a movie's genres share its effect equally."""
+    """Summed single deletions of a genre's ratings; a movie's genres share its effect equally."""
 
     genre: str
     effect: float
@@ -102,8 +103,8 @@ class Explanation:
     known_user, known_movie
         False where training holds no rating of the user or movie.
     history
-        The ratings that the model attended to, the highest weight first; once their effects are
-        measured, the largest effect first.
+        Ratings of the user: those that the model attended to, the highest weight first, or, where
+        their effects were measured, the largest effect first.
     method, faithfulness
         How the two weights were obtained, such as "attention" or "shapley", and the correlation in
         [-1, 1] of such weights with exact Shapley values over held-out ratings, where measured.
@@ -162,29 +163,21 @@ class Explanation:
             return f"{verdict}: the user has no rating yet, so only the movie counts."
         if not self.known_movie:
             return f"{verdict}: the movie has no rating yet, so only the user counts."
-        reason = self._reason()
-        if isnan(self.user_weight):
-            return f"{verdict}{reason}."
-        if round(self.user_weight, 2) == round(self.movie_weight, 2):
-            shares = "the user's preferences and the movie's characteristics count alike"
-            return f"{verdict}; {shares}{reason}."
-        share = max(self.user_weight, self.movie_weight)
-        leader, other = "the user's preferences", "the movie's characteristics"
-        if self.movie_weight > self.user_weight:
-            leader, other = other, leader
-        what = "attention" if self.method in (None, "attention") else "weight"
-        return f"{verdict}; {leader} carry {share:.0%} of the {what}, {other} the rest{reason}."
+        said = [verdict, self._reason()]
+        if not isnan(self.user_weight):
+            said.append(self._weights())
+        return "; ".join(part for part in said if part) + "."
 
     def text(self) -> str:
         """Lines for a terminal: the sentence, a bar of the weights, effects, counterfactual."""
         lines = [self.sentence()]
         if not isnan(self.user_weight):
             full = round(BAR * self.user_weight)
-            lines += ["", f"[{'#' * full}{'.' * (BAR - full)}] {self._weights()}"]
+            lines += ["", f"[{'#' * full}{'.' * (BAR - full)}] {self._caption_of_bar()}"]
         if self.measured:
             lines += ["", f"{self._caption()}:"]
             for word, items in self._sides(self.history):
-                lines += [f"  counted {word}:{'' if items else ' none'}"]
+                lines += [f"  {word}:{'' if items else ' none'}"]
                 lines += [f"    {i.effect:+.2f}  {i.rating:.1f} for {_named(i)}" for i in items]
         for line in self._last_lines():
             lines += ["", line]
@@ -209,14 +202,14 @@ class Explanation:
             parts.append(
                 f'<div role="img" aria-label="{label}" style="border:1px solid;max-width:24em">'
                 f'<div style="border-top:0.7em solid;width:{user}%"></div></div>\n'
-                f"<p>{escape(self._weights())}</p>"
+                f"<p>{escape(self._caption_of_bar())}</p>"
             )
         if self.measured:
             heads = ("Rating left out", "Stars given", "Effect in stars")
             rows = []
             for word, items in self._sides(self.history):
                 cells = [(_named(i), f"{i.rating:.1f}", f"{i.effect:+.2f}") for i in items]
-                rows.append((f"Counted {word}", cells))
+                rows.append((word.capitalize(), cells))
             parts.append(table_of(self._caption(), heads, rows))
         parts += [f"<p>{escape(line)}</p>" for line in self._last_lines()]
         body = "\n".join(parts)
@@ -232,6 +225,12 @@ class Explanation:
         return user, 100 - user
 
     def _weights(self) -> str:
+        """The two weights by name; what they are worth is said below the bar."""
+        user, movie = self._percent()
+        name = "weights" if self.method and "attention" not in self.method else "attention weights"
+        return f"{name}: user's preferences {user}%, movie's characteristics {movie}%"
+
+    def _caption_of_bar(self) -> str:
         user, movie = self._percent()
         text = f"{user}% the user's preferences (filled), {movie}% the movie's characteristics"
         if not self.method:
@@ -246,11 +245,11 @@ class Explanation:
         return f"Stars by which the prediction is higher with a rating than without it ({what})"
 
     def _sides(self, effects: Sequence[Any]) -> list[tuple[str, list[Any]]]:
-        """What counted for and what against, the largest effect first, the negligible left out."""
+        """What raises and what lowers, the largest effect first, the negligible left out."""
         known = sorted(effects, key=size_of, reverse=True)
         return [
             (word, [i for i in known if sign * (i.effect or 0.0) >= NOTICEABLE][:SHOWN])
-            for word, sign in (("for", 1), ("against", -1))
+            for word, sign in (("raise it", 1), ("lower it", -1))
         ]
 
     def _last_lines(self) -> list[str]:
@@ -258,29 +257,30 @@ class Explanation:
         lines = []
         if self.genres:
             sides = [
-                f"{word} {', '.join(f'{g.genre} {g.effect:+.2f}' for g in genres) or 'none'}"
+                f"{word}: {', '.join(f'{g.genre} {g.effect:+.2f}' for g in genres) or 'none'}"
                 for word, genres in self._sides(self.genres)
             ]
-            lines.append(f"Genres of these ratings, in stars: {_harmless('; '.join(sides))}.")
+            lines.append(f"Their sums by genre, in stars: {_harmless('; '.join(sides))}.")
         if self.counterfactual:
             lines.append(self.counterfactual.sentence())
         return lines
 
     def _reason(self) -> str:
-        """The two most important ratings of the history, as the end of a sentence."""
-        history = self.history[:2]
-        if self.measured:
-            counted = [item for _, items in self._sides(self.history) for item in items]
-            history = tuple(sorted(counted, key=size_of, reverse=True)[:2])
-            if not history:
-                return "; no rating that was left out makes a difference by itself"
+        """What leaving out one rating changes most; else the highest attention, by that name."""
+        if not self.measured:
+            attended = [item for item in self.history if item.weight > 0][:2]
+            shown = [f"{i.rating:.1f} for {_named(i)} ({i.weight:.2f})" for i in attended]
+            return f"highest attention weights: {' and '.join(shown)}" if shown else ""
+        sides = [item for _, items in self._sides(self.history) for item in items]
+        largest = sorted(sides, key=size_of, reverse=True)[:2]
+        if not largest:
+            return "no rating that was left out makes a difference by itself"
         shown = [
-            f"{item.rating:.1f} for {_named(item)}"
-            + ("" if item.effect is None else f" ({item.effect:+.2f} stars)")
-            for item in history
+            f"{size_of(i):.2f} stars {'lower' if (i.effect or 0) > 0 else 'higher'} without "
+            f"{i.rating:.1f} for {_named(i)}"
+            for i in largest
         ]
-        count = "count" if len(shown) > 1 else "counts"
-        return f"; of the user's ratings, {' and '.join(shown)} {count} most" if shown else ""
+        return f"it would be {', and '.join(shown)}"
 
 
 def size_of(item: HistoryItem | GenreEffect) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -78,29 +79,39 @@ def full() -> Explanation:
 
 
 class TestSentence:
-    def test_it_names_what_counts_and_not_what_is_attended_to(self, full: Explanation) -> None:
+    def test_it_names_single_deletions_and_attention_by_its_name(self, full: Explanation) -> None:
         assert str(full) == (
             f"“{NASTY}” is predicted 4.1 of 5 for user 7 (recommendation strength 80%, chance of "
-            "4 stars or more 73%); the user's preferences carry 57% of the attention, the movie's "
-            "characteristics the rest; of the user's ratings, 1.0 for “Alien” (-0.30 stars) and "
-            f"5.0 for “{NASTY}” (+0.20 stars) count most."
+            "4 stars or more 73%); it would be 0.30 stars higher without 1.0 for “Alien”, and 0.20 "
+            f"stars lower without 5.0 for “{NASTY}”; attention weights: user's preferences 57%, "
+            "movie's characteristics 43%."
         )
 
-    def test_another_method_is_not_called_attention(self, full: Explanation) -> None:
-        assert "57% of the weight" in str(replace(full, method="shapley"))
+    def test_other_weights_are_not_called_attention(self, full: Explanation) -> None:
+        said = str(replace(full, method="shapley"))
+        assert "; weights: user's preferences 57%" in said and "attention" not in said
+
+    @pytest.mark.parametrize("method", [None, "attention", "attention trained to be faithful"])
+    def test_nothing_is_called_important(self, full: Explanation, method: str | None) -> None:
+        plain = replace(full, method=method, genres=(), counterfactual=None)
+        attended = replace(plain, history=(HistoryItem(1, "Heat", 5.0, 0.4),))
+        for why in (plain, attended, replace(plain, history=())):
+            assert not re.search(r"count|carr|important|matter", why.text() + why.html())
+        assert "; highest attention weights: 5.0 for “Heat” (0.40);" in str(attended)
 
     def test_a_model_without_weights_names_none(self, full: Explanation) -> None:
         bare = replace(full, user_weight=math.nan, movie_weight=math.nan)
-        assert "carry" not in str(bare) and "alike" not in str(bare)
+        assert "weights" not in str(bare)
         assert "filled" not in bare.text() and 'role="img"' not in bare._repr_html_()
         assert "nan" not in bare.text() and "nan" not in bare._repr_html_()
 
-    def test_it_says_where_nothing_counts(self, full: Explanation) -> None:
+    def test_it_says_where_no_deletion_changes_anything(self, full: Explanation) -> None:
         nothing = replace(full, history=(item(3, 4.0, 0.004, "Heat"),))
-        assert str(nothing).endswith("no rating that was left out makes a difference by itself.")
+        assert "; no rating that was left out makes a difference by itself;" in str(nothing)
 
-    def test_a_single_rating_counts(self, full: Explanation) -> None:
-        assert str(replace(full, history=full.history[:1])).endswith("(+0.20 stars) counts most.")
+    def test_a_single_rating(self, full: Explanation) -> None:
+        single = str(replace(full, history=full.history[:1]))
+        assert f"; it would be 0.20 stars lower without 5.0 for “{NASTY}”; attention" in single
 
 
 class TestCounterfactual:
@@ -138,20 +149,20 @@ class TestText:
             "",
             "Stars by which the prediction is higher with a rating than without it (10 ratings, "
             "left out one at a time):",
-            "  counted for:",
+            "  raise it:",
             f"    +0.20  5.0 for “{NASTY}”",
             *(f"    +{0.1 - i / 100:.2f}  4.5 for movie {10 + i}" for i in range(4)),
-            "  counted against:",
+            "  lower it:",
             "    -0.30  1.0 for “Alien”",
             "",
-            f"Genres of these ratings, in stars: for Drama +0.50; against {NASTY} -0.25.",
+            f"Their sums by genre, in stars: raise it: Drama +0.50; lower it: {NASTY} -0.25.",
             "",
             full.counterfactual.sentence(),  # type: ignore[union-attr]
         ]
 
     def test_what_was_not_measured_is_not_shown(self) -> None:
         plain = Explanation(7, 9, 0.8, 0.5, 0.5, 4.1, (0.5, 5.0), "Up", history=(item(1, 5, None),))
-        assert "counted" not in plain.text() and "Genres" not in plain.text()
+        assert "raise it" not in plain.text() and "by genre" not in plain.text()
         assert "faithfulness" not in plain.text() and "<table" not in plain._repr_html_()
         assert "faithfulness not measured" in replace(plain, method="attention").text()
 
@@ -178,7 +189,7 @@ class TestHTML:
         page = Reading(full._repr_html_())
         for part in (str(full), "57% the user's preferences", "“Alien”", "-0.30", "Drama +0.50"):
             assert part in page.text
-        assert page.text.count("Counted for") == page.text.count("Counted against") == 1
+        assert page.text.count("Raise it") == page.text.count("Lower it") == 1
         assert full.counterfactual and full.counterfactual.sentence() in page.text
 
     def test_titles_are_text_and_never_markup(self, full: Explanation) -> None:

@@ -89,3 +89,20 @@ class Additive(Recommender):
         served = copy.copy(self)
         served.gone = self.gone | set(changes)
         return served
+
+
+class Redundant(Additive):
+    """Rates 3, a star more for any of the movies `same`, or only for all of them if `both`, and
+    half a star more for movie 3 where it is none of them."""
+
+    name = "redundant"
+
+    def __init__(self, same: tuple[int, ...] = (1, 2), both: bool = False) -> None:
+        super().__init__({1: 0.0, 2: 0.0, 3: 0.0})
+        self.same, self.both = same, both
+
+    def predict(self, pairs: pd.DataFrame) -> np.ndarray:
+        there = [movie not in self.gone for movie in self.same]
+        star = all(there) if self.both else any(there)
+        half = 3 not in self.same and 3 not in self.gone
+        return np.full(len(pairs), 3.0 + star + 0.5 * half)

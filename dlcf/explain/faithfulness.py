@@ -19,6 +19,7 @@ from dlcf.analysis.statistics import Interval, clustered_correlations, clustered
 from dlcf.explain.attribution import user_share
 from dlcf.explain.history import (
     ATTENTION,
+    DELETION,
     FRACTIONS,
     by_user,
     deletion_and_insertion,
@@ -77,12 +78,15 @@ def measure_faithfulness(
 
 
 def history_faithfulness(
-    model: Recommender, pairs: pd.DataFrame, methods: Sequence[str] | None = None
+    model: Recommender,
+    pairs: pd.DataFrame,
+    methods: Sequence[str] | None = None,
+    truth: str = DELETION,
 ) -> pd.DataFrame:
-    """Does a history attribution order a user's ratings as leaving each out does?
+    """Does a history attribution order a user's ratings as an intervention does?
 
     One row a pair and method: ``userId``, ``movieId``, ``method``, ``correlation`` (Spearman's,
-    over the user's ratings; with the *size* of the change for ``"attention"``, which has no sign).
+    over the user's ratings; with the *size* of the effect for ``"attention"``, which has no sign).
     Pairs whose prediction no rating changes are left out. Average with :func:`mean_by_user`.
 
     Parameters
@@ -93,19 +97,24 @@ def history_faithfulness(
         `userId`, `movieId`: predictions to explain, of known users and movies. Those of one user
         share their interventions.
     methods
-        By default all of the model but ``"occlusion"``, which is the ground truth.
+        By default those of the model's own account.
+    truth
+        The intervention, ``"single deletion"`` or, for deepcf-plus, ``"shapley"``.
     """
     methods = stated_methods(model) if methods is None else methods
     rows = []
     for user_id, targets in by_user(pairs):
-        change = leave_one_out(model, user_id, targets).to_numpy()
+        if truth == DELETION:
+            change = leave_one_out(model, user_id, targets).to_numpy()
+        else:
+            change = history_attributions(model, user_id, targets, truth).to_numpy()
         for method in methods:
             found = history_attributions(model, user_id, targets, method).to_numpy()
-            truth = np.abs(change) if method == ATTENTION else change
+            effect = np.abs(change) if method == ATTENTION else change
             rows += [
-                (user_id, movie, method, rank_correlation(found[:, i], truth[:, i]))
+                (user_id, movie, method, rank_correlation(found[:, i], effect[:, i]))
                 for i, movie in enumerate(targets)
-                if np.ptp(truth[:, i]) > 0
+                if np.ptp(effect[:, i]) > 0
             ]
     return pd.DataFrame(rows, columns=["userId", "movieId", "method", "correlation"])
 

@@ -1,8 +1,9 @@
 """Which of the user's ratings? How a prediction is shared out among them.
 
-:func:`history_attributions` is the model's own account. The ground truth comes from
-interventions: :func:`leave_one_out` takes each rating away, :func:`leave_out_refitted` also fits
-again. The unit is that of what is explained: stars, or scores for `ease`, which only ranks.
+:func:`history_attributions` is the model's own account. Interventions ask the model:
+:func:`leave_one_out` takes each rating away by itself, :func:`leave_out_refitted` also fits again,
+:func:`shapley_history` adds the ratings in many orders, so that those which say the same share
+what they say. The unit is that of what is explained: stars, or scores for `ease`, which only ranks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dlcf.baselines.knn import ItemKNN
 from dlcf.baselines.ranking import EASE
@@ -30,10 +31,14 @@ __all__ = [
     "leave_out_refitted",
     "mf_history",
     "ridge_attributions",
+    "shapley_history",
+    "values_from",
 ]
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a history, where a curve is evaluated
-OCCLUSION, TERMS = "occlusion", "terms"
+PERMUTATIONS = 64
+DELETION, SHAPLEY, TERMS = "single deletion", "shapley", "terms"
+MEASURED = (DELETION, SHAPLEY)
 ATTENTION, SIGNED_ATTENTION = "attention", "attention x deviation"
 
 
@@ -42,12 +47,13 @@ def history_methods(model: Recommender) -> tuple[str, ...]:
 
     ``"terms"``: the terms of the model's sum (item-knn, ease). ``"attention"``: learned weights,
     without a sign, and ``"attention x deviation"``, with the sign of the rating's deviation
-    (deepcf-plus). ``"occlusion"``: :func:`leave_one_out`.
+    (deepcf-plus). ``"single deletion"``: :func:`leave_one_out`. ``"shapley"``:
+    :func:`shapley_history` (deepcf-plus; in a sum such as that of ease it is the term).
     """
     if isinstance(model, DeepCFPlus):
-        return ATTENTION, SIGNED_ATTENTION, OCCLUSION
+        return ATTENTION, SIGNED_ATTENTION, DELETION, SHAPLEY
     if isinstance(model, (ItemKNN, EASE)):
-        return TERMS, OCCLUSION
+        return TERMS, DELETION
     raise NotImplementedError(
         f"{model.name} does not read a user's history when it predicts; use deepcf-plus, item-knn "
         "or ease, or mf_history for mf"
@@ -55,8 +61,8 @@ def history_methods(model: Recommender) -> tuple[str, ...]:
 
 
 def stated_methods(model: Recommender) -> list[str]:
-    """:func:`history_methods` without ``"occlusion"``, which is measured by interventions."""
-    return [method for method in history_methods(model) if method != OCCLUSION]
+    """:func:`history_methods` without those that are measured by interventions."""
+    return [method for method in history_methods(model) if method not in MEASURED]
 
 
 def history_attributions(
@@ -74,8 +80,11 @@ def history_attributions(
     method = methods[0] if method is None else method
     if method not in methods:
         raise ValueError(f"{model.name} has no {method!r}; choose one of {', '.join(methods)}")
-    if method == OCCLUSION:
+    if method == DELETION:
         return leave_one_out(model, user_id, movie_ids)
+    if method == SHAPLEY:
+        found = {m: shapley_history(model, user_id, m)[SHAPLEY] for m in movie_ids}
+        return pd.DataFrame(found)
     users, movies = _known_positions(model, user_id, movie_ids)
     if isinstance(model, DeepCFPlus):
         values = model.history_attention(users, movies, signed=method == SIGNED_ATTENTION)
@@ -99,22 +108,117 @@ def history_value(model: Recommender, user_id: int, movie_ids: Sequence[int]) ->
     return model.history_terms(int(users[0]), columns).sum(axis=0)
 
 
+Value = Callable[[Recommender, int, Sequence[int]], Floats]
+
+
+def values_from(
+    model: Recommender,
+    user_id: int,
+    movie_id: int,
+    kept: NDArray[np.bool_],
+    value: Value = history_value,
+    timestamp: float | None = None,
+) -> Floats:
+    """A value, ``(m,)``, had the user given only some of the ratings.
+
+    `deepcf-plus` reads all parts of the history in one pass
+    (:meth:`~dlcf.plus.deepcf_plus.DeepCFPlus.predict_from`), others serve one changed history after
+    the other (:meth:`~dlcf.models.base.Recommender.revised`). Nothing is trained again.
+
+    Parameters
+    ----------
+    kept
+        ``(m, ratings of the user)``, in the order of :meth:`ratings_of`.
+    value
+        :func:`history_value` or :func:`predicted_ratings`.
+    timestamp
+        Of the prediction, as in `predict`; for `deepcf-plus`.
+    """
+    if isinstance(model, DeepCFPlus):
+        pair = pairs_of(user_id, [movie_id])
+        pair = pair if timestamp is None else pair.assign(timestamp=timestamp)
+        return model.predict_from(pair, kept)
+    rated = model.ratings_of(user_id)["movieId"].to_numpy()
+
+    @cache
+    def without(gone: frozenset[int]) -> float:
+        served = model.revised(user_id, dict.fromkeys(gone)) if gone else model
+        return float(value(served, user_id, [movie_id])[0])
+
+    return np.array([without(frozenset(rated[~row].tolist())) for row in kept])
+
+
 def leave_one_out(
     model: Recommender,
     user_id: int,
     movie_ids: Sequence[int],
     ratings: Sequence[int] | None = None,
-    value: Callable[[Recommender, int, Sequence[int]], Floats] = history_value,
+    value: Value = history_value,
 ) -> pd.DataFrame:
-    """How much each rating of the history raises a value: with it minus without it.
+    """The effect of a single deletion: a value with all ratings minus that without one of them.
 
-    Exact, by :meth:`~dlcf.models.base.Recommender.revised`: nothing is trained again. Rows are the
-    user's rated movies that are taken away, one at a time: `ratings`, or all; columns `movie_ids`,
-    in the unit of `value`, which is :func:`history_value` or :func:`predicted_ratings`.
+    It is not the part of a prediction that the rating carries: of two ratings that say the same,
+    neither has an effect as long as the other is there. Rows are the user's rated movies that are
+    taken away, one at a time: `ratings`, or all; columns `movie_ids`. See :func:`values_from`.
     """
-    rated = model.ratings_of(user_id)["movieId"] if ratings is None else ratings
-    less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated]
-    return _effects(value(model, user_id, movie_ids), less, rated, movie_ids)
+    rated = model.ratings_of(user_id)["movieId"].to_numpy()
+    place = np.arange(len(rated)) if ratings is None else np.searchsorted(rated, ratings)
+    if isinstance(model, DeepCFPlus):
+        kept = np.ones((1 + len(place), len(rated)), bool)
+        kept[1 + np.arange(len(place)), place] = False
+        found = np.stack([values_from(model, user_id, m, kept) for m in movie_ids], axis=1)
+        return _effects(found[0], list(found[1:]), rated[place].tolist(), movie_ids)
+    less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated[place]]
+    return _effects(value(model, user_id, movie_ids), less, rated[place].tolist(), movie_ids)
+
+
+def shapley_history(
+    model: Recommender,
+    user_id: int,
+    movie_id: int,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    timestamp: float | None = None,
+) -> pd.DataFrame:
+    """Shapley values of the user's ratings in one prediction, by sampled orders.
+
+    The ratings join an empty history in a random order, and each gets what the value gains as it
+    joins; the mean over all orders is the Shapley value (Shapley, 1953; Castro, Gomez and Tejada,
+    2009). Each order is taken forwards and backwards, by which interactions of two ratings are
+    shared out exactly. For any number of orders they sum to the value with the history minus that
+    without.
+
+    Parameters
+    ----------
+    permutations
+        Number of orders, a multiple of 4, so that there are two halves of whole pairs.
+    seed
+        Draws them.
+    timestamp
+        Of the prediction, see :func:`values_from`.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by `movieId` as :meth:`ratings_of`: ``shapley``, and the means ``first half`` and
+        ``second half`` of the orders, which are independent of each other.
+    """
+    if permutations < 4 or permutations % 4:
+        raise ValueError(f"permutations is {permutations}; give a multiple of 4")
+    rated = pd.Index(model.ratings_of(user_id)["movieId"], name="movieId")
+    n, generator = len(rated), np.random.default_rng(seed)
+    halves = {}
+    for name in ("first half", "second half"):
+        orders = [generator.permutation(n) for _ in range(permutations // 4)]
+        orders += [order[::-1] for order in orders]
+        rank = np.argsort(orders, axis=1).reshape(len(orders), n)
+        kept = rank[:, None, :] < np.arange(n + 1)[:, None]
+        value = values_from(model, user_id, movie_id, kept.reshape(-1, n), timestamp=timestamp)
+        gains = np.diff(value.reshape(len(orders), n + 1), axis=1)
+        halves[name] = np.take_along_axis(gains, rank, axis=1).mean(axis=0)
+    found = pd.DataFrame(halves, index=rated)
+    found.insert(0, SHAPLEY, found.mean(axis=1))
+    return found
 
 
 def leave_out_refitted(
@@ -162,16 +266,13 @@ def deletion_and_insertion(
     fractions
         Of the history, ascending from 0 to 1; rounded to whole ratings.
     """
-    counts = [round(fraction * len(order)) for fraction in fractions]
-
-    @cache
-    def without(gone: frozenset[int]) -> float:
-        served = model.revised(user_id, dict.fromkeys(gone)) if gone else model
-        return float(history_value(served, user_id, [movie_id])[0])
-
-    deletion = [without(frozenset(order[:count])) for count in counts]
-    insertion = [without(frozenset(order[count:])) for count in counts]
-    return np.array(deletion), np.array(insertion)
+    rated = model.ratings_of(user_id)["movieId"].to_numpy()
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[np.searchsorted(rated, order)] = np.arange(len(order))
+    counts = np.array([round(fraction * len(order)) for fraction in fractions])[:, None]
+    kept = np.concatenate([rank >= counts, rank < counts])
+    deletion, insertion = np.split(values_from(model, user_id, movie_id, kept), 2)
+    return deletion, insertion
 
 
 def ridge_attributions(

@@ -55,9 +55,10 @@ def explain_for(
 ) -> Explanation:
     """The model's explanation of a recommendation, with measured effects.
 
-    Effects are of the ratings that the model attended to; where it attends to none, of the 64 whose
-    movies share most raters with this one. They are in stars of the predicted rating, also for a
-    model that ranks by something else, as `ease` does.
+    Effects are those that the model measured itself, as `deepcf-plus` does; else of the ratings it
+    attended to; where it attends to none, of the 64 whose movies share most raters with this one.
+    They are single deletions, in stars of the predicted rating, also for a model that ranks by
+    something else, as `ease` does.
 
     Parameters
     ----------
@@ -246,7 +247,7 @@ def reader(
         if movie.value is None:  # nothing is left to recommend
             detail.value = ""
             return
-        detail.value = "<p>Leaving out ratings, one at a time …</p>"
+        detail.value = "<p>Measuring …</p>"
         found = explain_for(model, user.value, movie.value, movies=movies, **settings)
         detail.value = found.html()
 
@@ -331,7 +332,9 @@ def _measured(
         for movie, rating in rated.itertuples(index=False)
     ]
     histories = [
-        [i for i in e.history or _related(model, own, e.movie_id) if i.movie_id != e.movie_id]
+        ()
+        if e.measured
+        else [i for i in e.history or _related(model, own, e.movie_id) if i.movie_id != e.movie_id]
         for e in stated
     ]
     left_out = sorted({item.movie_id for history in histories for item in history})
@@ -343,6 +346,9 @@ def _measured(
         effect = effects[explanation.movie_id]
         items = [replace(item, effect=float(effect[item.movie_id])) for item in history]
         items.sort(key=lambda item: (-size_of(item), item.movie_id))
+        items = items or [
+            replace(i, title=i.title or titles.get(i.movie_id)) for i in explanation.history
+        ]
         explanation = replace(explanation, history=tuple(items))
         if movies is not None and "genres" in movies:
             explanation = replace(explanation, genres=genre_effects(items, movies))

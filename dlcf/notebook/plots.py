@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dlcf.explanation import Explanation, title_of
 from dlcf.training import History
 
 SCREEN_DPI, PRINT_DPI = 110, 200
@@ -432,32 +431,54 @@ def bench(ratios: pd.DataFrame, sizes: pd.DataFrame, vocabulary: pd.DataFrame) -
     return figure
 
 
-def top_recommendations(explanations: Sequence[Explanation]) -> Figure:
-    """A user's list: recommendation strength, and how the attention is divided."""
-    figure, (left, right) = _panels(2, 0.9 + 0.24 * len(explanations), sharey=True)
-    rows = np.arange(len(explanations))[::-1]
-    titles = [_shorten(title_of(e)) for e in explanations]
-    left.barh(rows, [e.strength for e in explanations], color=BLUE)
-    left.set_yticks(rows, titles)
-    left.set(xlabel="recommendation strength", xlim=(0, 1))
-    user = np.array([e.user_weight for e in explanations])
-    right.barh(rows, user, color=ORANGE, label="user preferences")
-    style = {"color": "white", "edgecolor": GREEN, "hatch": "///"}
-    right.barh(rows, 1 - user, left=user, label="movie characteristics", **style)
-    right.set(xlabel="attention weight", xlim=(0, 1))
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, frameon=False)
+def two_lists(lists: Mapping[str, pd.DataFrame]) -> Figure:
+    """Lists of one user, best first: predicted ratings, and how many ratings each movie has.
+
+    `lists` maps a name to a frame with ``title``, ``predicted`` (stars), ``ratings`` (of train).
+    """
+    figure, axes = plt.subplots(1, len(lists), figsize=(PAGE, 3.2))
+    for axis, (name, table), color in zip(axes, lists.items(), (ORANGE, BLUE), strict=True):
+        rows = np.arange(len(table))[::-1]
+        axis.barh(rows, table["ratings"], color=color, height=0.6)
+        beside: Style = {"textcoords": "offset points", "va": "center", "size": 7}
+        for row, count, predicted in zip(rows, table["ratings"], table["predicted"], strict=True):
+            axis.annotate(f"{count} ({predicted:.2f} stars)", (count, row), (3, 0), **beside)
+        axis.set_yticks(rows, [_shorten(title, 26) for title in table["title"]])
+        axis.set(xlabel="training ratings (predicted stars)", title=name)
+        axis.set_xlim(0, 1.6 * max(part["ratings"].max() for part in lists.values()))
+        axis.grid(axis="y", visible=False)
     return figure
 
 
-def attention_distribution(by_pair: Any, by_user: Any, by_movie: Any) -> Figure:
-    """How the weight on user preferences is spread over pairs, users' means and movies' means."""
-    figure, axes = _panels(3, 2.3, sharex=True)
-    units, colors = ("test ratings", "users (mean)", "movies (mean)"), (BLUE, ORANGE, GREEN)
-    for axis, *panel in zip(axes, units, (by_pair, by_user, by_movie), colors, strict=True):
-        unit, values, color = panel
-        axis.hist(values, bins=40, color=color)
-        axis.axvline(0.5, color="black", linestyle="--")
-        axis.set(xlabel="weight on user preferences", ylabel=unit)
+def spreads(rows: Mapping[str, Any], label: str, reference: float) -> Figure:
+    """How values are spread, a row each: median, middle half (thick), middle nine tenths (thin)."""
+    figure, axis = plt.subplots(figsize=(PAGE - 1, 0.6 + 0.3 * len(rows)))
+    for place, values in zip(range(len(rows))[::-1], rows.values(), strict=True):
+        low, left, middle, right, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+        axis.plot([low, high], [place, place], color=BLUE, linewidth=1.2)
+        axis.plot([left, right], [place, place], color=BLUE, linewidth=5, solid_capstyle="butt")
+        axis.plot(middle, place, "o", color="white", markeredgecolor="black", markersize=5)
+    axis.axvline(reference, color="black", linestyle="--", linewidth=0.8)
+    axis.set_yticks(range(len(rows))[::-1], list(rows))
+    axis.set(xlabel=label, xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
+    return figure
+
+
+def deletion_curves(tables: Mapping[str, pd.DataFrame], labels: tuple[str, str]) -> Figure:
+    """How a prediction changes as ratings are deleted in some orders, with bands.
+
+    `tables` maps an order to a frame with ``fraction``, ``mean``, ``low``, ``high``; `labels` are
+    those of the axes.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 3.2))
+    styles = zip(tables.items(), (BLUE, ORANGE, GREEN, PURPLE, BROWN, GREY), "os^vDP", strict=False)
+    for (name, table), color, marker in styles:
+        x = 100 * table["fraction"]
+        axis.plot(x, table["mean"], color=color, marker=marker, markersize=4, label=name)
+        axis.fill_between(x, table["low"], table["high"], color=color, alpha=0.12, linewidth=0)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    axis.legend(title="deleted first", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

@@ -30,10 +30,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlcf.baselines.ranking import ease_scores
-from dlcf.explanation import Explanation, HistoryItem
+from dlcf.explanation import Explanation, HistoryItem, size_of
 from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Known, top_k
 from dlcf.models.network import NetworkRecommender
-from dlcf.plus.evidence import N_CHANNELS, Context, Evidence, EvidenceRecommender, episodes
+from dlcf.plus.evidence import (
+    CELLS_AT_ONCE,
+    N_CHANNELS,
+    Context,
+    Evidence,
+    EvidenceRecommender,
+    episodes,
+)
+from dlcf.plus.subsets import describe_parts
 from dlcf.runtime.settings import setting
 from dlcf.training import (
     Batch,
@@ -221,23 +229,30 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         if self.epochs is None:
             self.epochs = self.PRESETS[self.preset]
 
-    def explain(self, user_id: int, movie_id: int) -> Explanation:
-        """Strength, the gate's two weights, and the attended ratings of one recommendation.
+    def explain(self, user_id: int, movie_id: int, timestamp: float | None = None) -> Explanation:
+        """Strength, the gate's two weights, and what each of the user's ratings changes.
 
-        The weights of the history are means over the heads; the rest is the null entry's. Where
-        user or movie is unknown, or the user has no other rating, there is no history and the
-        weights are those of what is known.
+        The effect of a rating is the prediction minus that without it, by :meth:`predict_from`. Its
+        attention weight is the mean over the learned heads, 0 where they do not see it. Where user
+        or movie is unknown, or the user has no other rating, there is no history, and the weights
+        are those of what is known. `timestamp` is that of the prediction, as in :meth:`predict`.
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
+        if timestamp is not None:
+            pair["timestamp"] = timestamp
         rating = float(self.predict(pair)[0])
         users, (known_user,), movies, (known_movie,) = self.positions(pair)
         user_weight = 0.5 if known_user == known_movie else float(known_user)
         items: tuple[HistoryItem, ...] = ()
         if known_user and known_movie:
             user_weight = 0.0
-            for context, _, evidence, gate, weights in self._read(users, movies, None):
+            stamps = self._stamps(pair)
+            for context, _, evidence, gate, weights in self._read(users, movies, stamps):
                 user_weight = float(gate[0, 0])
-                items = self._attended(context, evidence, weights[0])
+                attention = np.zeros(len(context.movies))
+                seen = slice(evidence.count[0])
+                attention[evidence.history[0, seen]] = weights[0, seen]
+                items = self._items(pair, context, attention)
         return Explanation.of_rating(
             user_id,
             movie_id,
@@ -251,6 +266,55 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
             method=self.explanation_method,
             faithfulness=self.faithfulness,
         )
+
+    def predict_from(self, pair: pd.DataFrame, kept: Known) -> Floats:
+        """Predicted ratings of one pair, had its user given only some of the ratings.
+
+        What other people's ratings say stays as it is: see :mod:`dlcf.plus.subsets`. `pair` is a
+        row as in :meth:`predict`, of a user of train; `kept` is bool ``(m, ratings of the user)``,
+        in the order of :meth:`ratings_of`. Ratings ``(m,)``, inside the scale; without any rating,
+        it is that of a user who has none.
+        """
+        users, (known_user,), _, _ = self.positions(pair)
+        if not known_user:
+            raise ValueError(f"user {pair['userId'].iloc[0]} has no rating in train to leave out")
+        movies = self._columns(pair["movieId"].to_numpy())
+        times, user, movie = self._times(users, self._stamps(pair)), int(users[0]), int(movies[0])
+        (context, _), device = next(self._contexts(users, movies)), self.torch_device()
+        visible = context.movies[context.history(user)]
+        kept = kept[:, np.searchsorted(self._seen[user].indices, visible)]
+        ratings = np.full(len(kept), context.mean + context.movie_bias[movie])
+        some = np.flatnonzero(kept.any(axis=1))
+        at_once = max(1, CELLS_AT_ONCE // (len(visible) + int(context.movie_count[movie]) + 256))
+        for first in range(0, len(some), at_once):
+            rows = some[first : first + at_once]
+            where = context, user, movie, float(times[0])
+            evidence = describe_parts(*where, kept[rows], self.history_size)
+            fields = (torch.from_numpy(getattr(evidence, name)) for name in NETWORK_FIELDS)
+            named = (torch.full((len(rows),), index) for index in (user, movie))
+            inputs = (tensor.to(device) for tensor in (*named, *fields))
+            ratings[rows] = predict_in_batches(self.network, *inputs, batch_size=4096).cpu().numpy()
+        return np.clip(ratings, *self.scale)
+
+    def _items(
+        self, pair: pd.DataFrame, context: Context, attention: Floats
+    ) -> tuple[HistoryItem, ...]:
+        """The user's visible ratings with their attention, the largest effect first."""
+        rated = self.ratings_of(int(pair["userId"].iloc[0]))
+        (user,), *_ = self.positions(pair)
+        rows = context.history(user)
+        place = np.searchsorted(rated["movieId"], self.movie_ids[context.movies[rows]])
+        kept = np.ones((1 + len(place), len(rated)), bool)
+        kept[1 + np.arange(len(place)), place] = False
+        whole, *without = self.predict_from(pair, kept).tolist()
+        columns = (rated[name].to_numpy()[place].tolist() for name in ("movieId", "rating"))
+        found = [
+            HistoryItem(movie, self.title(movie), rating, weight, whole - less)
+            for movie, rating, weight, less in zip(
+                *columns, attention[rows].tolist(), without, strict=True
+            )
+        ]
+        return tuple(sorted(found, key=lambda item: (-size_of(item), item.movie_id)))
 
     def untrained(self, seed: int = 0) -> DeepCFPlus:
         """A copy whose network has fresh initial parameters; features stay centred and scaled."""
@@ -289,16 +353,6 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         weight = self.attention_weights(some)[:, 0]
         self._faithfulness = share_correlation(weight, cold_coalitions(self, some))
         return self._faithfulness
-
-    def _attended(
-        self, context: Context, evidence: Evidence, weights: Floats
-    ) -> tuple[HistoryItem, ...]:
-        """The attended ratings of a single pair, the highest weight first."""
-        entries = np.argsort(-weights[: evidence.count[0]], kind="stable")
-        rated = evidence.history[0, entries]
-        columns = self.movie_ids[context.movies[rated]], context.ratings[rated], weights[entries]
-        items = zip(*(column.tolist() for column in columns), strict=True)
-        return tuple(HistoryItem(i, self.title(i), rating, weight) for i, rating, weight in items)
 
     def attention_weights(self, pairs: pd.DataFrame) -> Floats:
         """The gate, ``(n, 2)``: weights on the user's and the movie's side, which sum to 1.

@@ -176,25 +176,15 @@ class Context:
         spread = np.sqrt((deviation.var() * n + 2.4) / (n + 3))
         usual = {"mean": mean, "count": np.log1p(n), "spread": spread}
         evidence: Arrays = {k: np.full(len(times), v) for k, v in usual.items()}
-        for scale in TIME_SCALES:
-            weights = _decay(kernels["gap"], scale)
-            value, mass = _attend(weights, deviation, 1.5)
-            evidence |= {f"time {scale:g}": value, f"time {scale:g} mass": np.log1p(mass)}
-        evidence |= self._neighbours(user, times, deviation)
-        rated, genre, session = kernels["co-rated"], kernels["genre"], kernels["session"]
-        for name, weights, null in (
-            ("co-rated", rated**2, 0.05),
-            ("agree", np.maximum(kernels["agree"], 0), 0.3),
-            ("genre", genre**4, 3.0),
-            ("year", kernels["year"], 3.0),
-            ("genre, session", genre**2 * session, 1.5),
-            ("co-rated, session", rated * session, 0.3),
-            ("co-rated, genre", rated * genre, 0.5),
-        ):
+        for name, weights, null, factor in time_heads(kernels):
             value, mass = _attend(weights, deviation, null)
-            evidence |= {name: value, f"{name} mass": np.log1p(10 * mass)}
+            evidence |= {name: value, f"{name} mass": np.log1p(factor * mass)}
+        evidence |= self._neighbours(user, times, deviation)
+        for name, weights, null, factor in content_heads(kernels):
+            value, mass = _attend(weights, deviation, null)
+            evidence |= {name: value, f"{name} mass": np.log1p(factor * mass)}
         evidence["agree, signed"] = kernels["agree"] @ deviation / (n + 30) * 10
-        evidence["co-rated sum"] = np.log1p(rated.sum(axis=1))
+        evidence["co-rated sum"] = np.log1p(kernels["co-rated"].sum(axis=1))
         return evidence
 
     def _neighbours(self, user: int, times: Values, deviation: Values) -> Arrays:
@@ -239,29 +229,65 @@ class Context:
         """Channels, count and positions of the most relevant ratings of the history."""
         n_pairs, n = kernels["gap"].shape
         count = min(size, n)
-        near = kernels["session"] + 3 * kernels["co-rated"] + 0.5 * kernels["genre"] ** 2
-        near = near + 0.2 * np.maximum(kernels["agree"], 0)
-        # Rounded and made distinct, so that ties do not hang on the last bits of the sums.
-        key = np.rint(1e5 * near).astype(np.int64) * n - np.arange(n)
+        key = relevance(kernels)
         top = np.argpartition(-key, count - 1, axis=1)[:, :count]
         top.sort(axis=1)
         kernel = {name: np.take_along_axis(k, top, axis=1) for name, k in kernels.items()}
-        gap = kernel["gap"]
-        filled = (
-            self.deviations(user)[1][top],
-            np.log1p(np.abs(gap)) / 10,
-            _decay(gap, TIME_SCALES[1]),
-            np.sign(gap),
-            3 * kernel["co-rated"],
-            2 * kernel["agree"],
-            kernel["genre"],
-            kernel["year"],
-        )
+        filled = entries(kernel, self.deviations(user)[1][top])
         channels = np.zeros((n_pairs, size, N_CHANNELS), np.float16)
-        channels[:, :count] = np.stack(filled, axis=2)
+        channels[:, :count] = filled
         positions = np.zeros((n_pairs, size), np.int32)
         positions[:, :count] = self.start[user] + top
         return channels, np.full(n_pairs, count), positions
+
+
+Heads = Iterator[tuple[str, Values, float, float]]
+
+
+def time_heads(kernels: Arrays) -> Heads:
+    """Attention heads with a fixed kernel in time: name, weights, null entry, factor of the mass.
+
+    Weights are ``(pairs, history)``; a head says :func:`_attend` and ``log(1 + factor mass)``.
+    """
+    for scale in TIME_SCALES:
+        yield f"time {scale:g}", _decay(kernels["gap"], scale), 1.5, 1.0
+
+
+def content_heads(kernels: Arrays) -> Heads:
+    """As :func:`time_heads`, of movies that the same people rated, of the same genres, ..."""
+    rated, genre, session = kernels["co-rated"], kernels["genre"], kernels["session"]
+    yield "co-rated", rated**2, 0.05, 10.0
+    yield "agree", np.maximum(kernels["agree"], 0), 0.3, 10.0
+    yield "genre", genre**4, 3.0, 10.0
+    yield "year", kernels["year"], 3.0, 10.0
+    yield "genre, session", genre**2 * session, 1.5, 10.0
+    yield "co-rated, session", rated * session, 0.3, 10.0
+    yield "co-rated, genre", rated * genre, 0.5, 10.0
+
+
+def relevance(kernels: Arrays) -> Index:
+    """By which the ratings are chosen that the learned attention sees, ``(pairs, history)``."""
+    near = kernels["session"] + 3 * kernels["co-rated"] + 0.5 * kernels["genre"] ** 2
+    near = near + 0.2 * np.maximum(kernels["agree"], 0)
+    # Rounded and made distinct, so that ties do not hang on the last bits of the sums.
+    n = near.shape[1]
+    return np.rint(1e5 * near).astype(np.int64) * n - np.arange(n)
+
+
+def entries(kernels: Arrays, deviation: Values) -> Values:
+    """What is said of each rating of the history, ``(pairs, history, N_CHANNELS)``."""
+    gap = kernels["gap"]
+    filled = (
+        deviation,
+        np.log1p(np.abs(gap)) / 10,
+        _decay(gap, TIME_SCALES[1]),
+        np.sign(gap),
+        3 * kernels["co-rated"],
+        2 * kernels["agree"],
+        kernels["genre"],
+        kernels["year"],
+    )
+    return np.stack(filled, axis=2)
 
 
 def _decay(gap: Values, scale: float) -> NDArray[np.float32]:

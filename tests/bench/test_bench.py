@@ -167,10 +167,14 @@ def test_what_explaining_costs_is_kept_by_method(
     assert bench_tables.measured_costs(output).empty
     assert bench.main(["explain", "--quick", "--output", str(output)]) == 0
     costs = bench_tables.measured_costs(output)
-    history = {f"history: {model}, occlusion" for model in ("deepcf-plus", "item-knn", "ease")}
+    readers = ("deepcf-plus", "item-knn", "ease")
+    history = {f"history: {model}, single deletion" for model in readers}
     assert history | set(PLAYERS) - {"integrated gradients"} <= set(costs.index)
     assert (costs > 0).all()
-    # Leaving each of twenty ratings or more out predicts at least as often.
-    assert costs["history: deepcf-plus, occlusion"] > 3 * costs["history: deepcf-plus, attention"]
+    # Every order of the Shapley values predicts as often as all single deletions together.
+    deletion, shapley = (
+        costs[f"history: deepcf-plus, {m}"] for m in ("single deletion", "shapley")
+    )
+    assert shapley > 3 * deletion
     output.write_text("{}")
     assert bench_tables.measured_costs(output).empty

@@ -432,9 +432,9 @@ def test_a_model_of_another_format_is_refused(
 @pytest.mark.parametrize(
     ("weights", "known", "words"),
     [
-        ((0.7, 0.3), (True, True), "the user's preferences carry 70%"),
-        ((0.2, 0.8), (True, True), "the movie's characteristics carry 80%"),
-        ((0.5, 0.5), (True, True), "alike"),
+        ((0.7, 0.3), (True, True), "attention weights: user's preferences 70%"),
+        ((0.2, 0.8), (True, True), "user's preferences 20%, movie's characteristics 80%"),
+        ((0.5, 0.5), (True, True), "preferences 50%, movie's characteristics 50%"),
         ((0.0, 1.0), (False, True), "only the movie counts"),
         ((1.0, 0.0), (True, False), "only the user counts"),
         ((0.5, 0.5), (False, False), "average of all"),

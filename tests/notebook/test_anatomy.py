@@ -17,15 +17,12 @@ from dlcf.notebook.prose import unbound
 from dlcf.runtime import paths
 
 ALL = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-# Two are still in an older form, with prose that code prints.
-# One is still in an older form, with prose that code prints.
-PAGES = [path for path in ALL if path.stem[:2] != "05"]
 HEADER = ("**Question.**", "**Read first.**", "**Minutes.**", "**Contents.**")
 FOOTER = ("## What we learned", "## Things to try", "## References")
 LONGEST = 30  # lines of a cell of code
 
 
-@pytest.fixture(params=PAGES, ids=lambda path: path.stem)
+@pytest.fixture(params=ALL, ids=lambda path: path.stem)
 def notebook(request: pytest.FixtureRequest) -> Any:
     return nbformat.read(request.param, as_version=4)
 
@@ -73,7 +70,7 @@ def test_it_ends_with_a_footer(notebook: Any) -> None:
     references = footer[places[2] :]
     assert "https://doi.org/" in references
     names = [path.name for path in ALL]
-    place = names.index(next(p.name for p in PAGES if nbformat.read(p, as_version=4) == notebook))
+    place = names.index(next(p.name for p in ALL if nbformat.read(p, as_version=4) == notebook))
     links = re.findall(r"\]\((\d\w+\.ipynb)\)", references.splitlines()[-1])
     assert links == names[max(place - 1, 0) : place] + names[place + 1 : place + 2]
 
@@ -107,7 +104,7 @@ def test_boilerplate_is_folded(notebook: Any) -> None:
             assert hidden, cell.source
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", ALL, ids=lambda path: path.stem)
 def test_jupyterlab_saves_it_as_it_is(page: Path) -> None:
     """Its layout and what a kernel tells, or JupyterLab marks it changed as it is opened."""
     text = page.read_text(encoding="utf-8")

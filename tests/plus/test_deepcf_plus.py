@@ -13,7 +13,6 @@ import torch
 
 import dlcf
 from dlcf.baselines.ranking import ease_scores
-from dlcf.explanation import Explanation, HistoryItem
 from dlcf.metrics import rmse
 from dlcf.models.base import Interactions
 from dlcf.models.network import NetworkRecommender
@@ -21,6 +20,7 @@ from dlcf.plus import deepcf_plus as plus_module
 from dlcf.plus import evidence as evidence_module
 from dlcf.plus.deepcf_plus import DeepCFPlus, EvidenceNetwork
 from dlcf.plus.evidence import Context, SideInformation, episodes
+from dlcf.plus.subsets import describe_parts
 from dlcf.registry import load_model, make
 from dlcf.training import TrainingConfig, seeded
 
@@ -300,19 +300,34 @@ class TestRanking:
 
 
 class TestExplanation:
-    def test_the_history_carries_it(self, model: DeepCFPlus, toy_ratings: pd.DataFrame) -> None:
+    def test_it_says_what_each_rating_changes(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
         user = int(toy_ratings["userId"].iloc[0])
         mine = toy_ratings[toy_ratings["userId"] == user].set_index("movieId")["rating"]
         unseen = int(np.setdiff1d(model.movie_ids, mine.index)[0])
         for movie in (unseen, int(mine.index[0])):
             why = model.explain(user, movie)
-            weights = [item.weight for item in why.history]
-            assert 0 < sum(weights) <= 1 and weights == sorted(weights, reverse=True)
-            assert len(weights) == 8
+            weights = np.array([item.weight for item in why.history])
+            assert 0 < weights.sum() <= 1 and (weights > 0).sum() == 8  # `history_size`
+            assert why.measured == why.history
+            sizes = [abs(item.effect or 0.0) for item in why.history]
+            assert sizes == sorted(sizes, reverse=True) and sizes[0] > 0.01
             assert movie not in {item.movie_id for item in why.history}
             assert all(mine[item.movie_id] == item.rating for item in why.history)
             assert all(item.title == f"Film {item.movie_id} <b>" for item in why.history)
             assert f"{why.history[0].rating:.1f} for “{why.history[0].title}”" in str(why)
+            assert "count" not in str(why)
+        assert len(model.explain(user, unseen).history) == len(mine)
+
+    def test_it_is_of_the_prediction_at_that_time(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        pair = toy_ratings[toy_ratings["userId"] == 13].iloc[[0]]
+        now = model.explain(13, int(pair["movieId"].iloc[0]), float(pair["timestamp"].iloc[0]))
+        later = model.explain(13, int(pair["movieId"].iloc[0]))
+        assert now.rating == model.predict(pair)[0] != later.rating
+        assert [i.effect for i in now.history] != [i.effect for i in later.history]
 
     def test_the_unknown_has_the_weights_of_what_is_known(self, model: DeepCFPlus) -> None:
         user, movie = int(model.user_ids[0]), int(model.movie_ids[0])
@@ -320,13 +335,82 @@ class TestExplanation:
             why = model.explain(*pair)
             assert why.user_weight == weight and why.history == ()
 
-    def test_a_sentence_names_two_ratings(self) -> None:
-        items = (HistoryItem(1, "Heat", 5.0, 0.4), HistoryItem(2, None, 4.5, 0.2))
-        items += (HistoryItem(3, "Alien", 1.0, 0.1),)
-        for weight in (0.7, 0.5):
-            why = Explanation(7, 9, 0.8, weight, 1 - weight, 4.1, (0.5, 5.0), "Up", history=items)
-            end = "; of the user's ratings, 5.0 for “Heat” and 4.5 for movie 2 count most."
-            assert str(why).endswith(end)
+
+class TestPartsOfAHistory:
+    """Many parts at once say what a context of that part says, and serving the changed history."""
+
+    @pytest.fixture
+    def pair(self, toy_ratings: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"userId": [13], "movieId": [2]})
+
+    def test_the_whole_history_is_the_prediction(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame
+    ) -> None:
+        for user in model.user_ids[:5].tolist():
+            whole = np.ones((1, len(model.ratings_of(user))), bool)
+            for movie in (*model.movie_ids[:3].tolist(), *model.recommend(user, 2)["movieId"]):
+                pair = pd.DataFrame({"userId": [user], "movieId": [movie]})
+                for asked in (pair, pair.assign(timestamp=1_200_000_000)):
+                    expected = model.predict(asked)
+                    np.testing.assert_allclose(
+                        model.predict_from(asked, whole), expected, atol=2e-6
+                    )
+
+    def test_every_feature_is_that_of_a_context_of_the_part(self, model: DeepCFPlus) -> None:
+        """Of a world where the others' biases do not hang on this user: all others are fixed."""
+        context = model.context
+        user, movie, time = 1, int(np.flatnonzero(model.context.seen[:, 1] == 0)[0]), 1.2e9
+        rows = context.history(user)
+        n = rows.stop - rows.start
+        kept = np.random.default_rng(0).random((6, n)) < 0.6
+        found = describe_parts(context, user, movie, time, kept, 8)
+        for row, part in enumerate(kept):
+            other = copy.copy(context)
+            visible = np.ones(len(context.movies), bool)
+            visible[rows] = part
+            for name in ("movies", "ratings", "times", "deviation"):
+                setattr(other, name, getattr(context, name)[visible])
+            other.user_count = context.user_count.copy()
+            other.user_count[user] = part.sum()
+            other.start = np.concatenate([[0], np.cumsum(other.user_count)])
+            expected = other.describe(np.array([user]), np.array([movie]), np.array([time]), 8)
+            for name in ("baseline", "user", "movie", "count"):
+                np.testing.assert_allclose(
+                    getattr(found, name)[row], getattr(expected, name)[0], atol=2e-5, rtol=1e-5
+                )
+            np.testing.assert_allclose(found.channels[row], expected.channels[0], atol=2e-3)
+            seen = context.movies[found.history[row, : found.count[row]]]
+            assert seen.tolist() == other.movies[expected.history[0]].tolist()
+
+    def test_it_is_near_serving_the_changed_history(
+        self, model: DeepCFPlus, pair: pd.DataFrame
+    ) -> None:
+        rated = model.ratings_of(13)["movieId"]
+        pair = pair.assign(movieId=int(model.recommend(13, 1)["movieId"].iloc[0]))
+        kept = np.random.default_rng(1).random((12, len(rated))) < 0.5
+        served = [model.revised(13, dict.fromkeys(rated[~row])).predict(pair)[0] for row in kept]
+        found = model.predict_from(pair, kept)
+        np.testing.assert_allclose(found, served, atol=0.01)
+        assert np.ptp(found) > 0.1
+
+    def test_without_any_rating_there_is_the_movie_alone(
+        self, model: DeepCFPlus, pair: pd.DataFrame
+    ) -> None:
+        n = len(model.ratings_of(13))
+        context = next(model._contexts(*(model.positions(pair)[i] for i in (0, 2))))[0]
+        column = model.positions(pair)[2][0]
+        expected = context.mean + context.movie_bias[column]
+        assert model.predict_from(pair, np.zeros((1, n), bool))[0] == pytest.approx(expected)
+        with pytest.raises(ValueError, match="user -1 has no rating"):
+            model.predict_from(pair.assign(userId=-1), np.zeros((1, n), bool))
+
+    def test_the_size_of_a_batch_does_not_matter(
+        self, model: DeepCFPlus, pair: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept = np.random.default_rng(2).random((40, len(model.ratings_of(13)))) < 0.5
+        found = model.predict_from(pair, kept)
+        monkeypatch.setattr(plus_module, "CELLS_AT_ONCE", 2000)
+        np.testing.assert_allclose(model.predict_from(pair, kept), found, atol=1e-6)
 
 
 class TestData:
