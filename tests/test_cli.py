@@ -129,6 +129,11 @@ def test_a_terminal_needs_no_certain_encoding(
     assert written.getvalue().decode(encoding).startswith("0.844 ")
 
 
+def hear_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def alive(group: int) -> list[str]:
     """Names of the processes of a group that have not ended."""
     found = []
@@ -158,6 +163,7 @@ def test_ctrl_c_ends_all_processes_in_one_line(
         text=True,
         env=environment,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     deadline = time.monotonic() + 300
     while len(alive(process.pid)) < 4:  # itself, two that fit, and one that watches them
@@ -189,6 +195,7 @@ def test_ctrl_c_ends_a_run_of_notebooks_in_one_line(tmp_path: Path) -> None:
         text=True,
         env={**os.environ, **folders},
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout.read(4) == "[1/1"
     time.sleep(5)  # until a kernel runs

@@ -94,7 +94,15 @@ def started(folder: Path, toy: pd.DataFrame, movies: pd.DataFrame, epochs: int) 
     command += ["--set", "hidden=(8,)", "--set", "dropout=(0.1,)", "--set", "batch_size=256"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def test_away_from_a_terminal_each_epoch_is_a_line_and_ctrl_c_is_one(
