@@ -345,7 +345,7 @@ def _known_positions(
 
 
 def _effects(
-    full: Floats, less: Sequence[Floats], ratings: Sequence[int] | pd.Series, movies: Sequence[int]
+    full: Floats, less: Sequence[Floats], ratings: Sequence[int] | Index, movies: Sequence[int]
 ) -> pd.DataFrame:
     """Values ``(movies,)`` minus those without each rating; an empty history gives no rows."""
     change = full - np.reshape(less, (len(less), len(full)))
