@@ -163,7 +163,7 @@ def leave_one_out(
     """
     rated = model.ratings_of(user_id)["movieId"].to_numpy()
     place = np.arange(len(rated)) if ratings is None else np.searchsorted(rated, ratings)
-    if isinstance(model, DeepCFPlus):
+    if isinstance(model, DeepCFPlus) and len(place):
         kept = np.ones((1 + len(place), len(rated)), bool)
         kept[1 + np.arange(len(place)), place] = False
         found = np.stack([values_from(model, user_id, m, kept) for m in movie_ids], axis=1)
@@ -345,7 +345,7 @@ def _known_positions(
 
 
 def _effects(
-    full: Floats, less: Sequence[Floats], ratings: Sequence[int] | pd.Series, movies: Sequence[int]
+    full: Floats, less: Sequence[Floats], ratings: Sequence[int] | Index, movies: Sequence[int]
 ) -> pd.DataFrame:
     """Values ``(movies,)`` minus those without each rating; an empty history gives no rows."""
     change = full - np.reshape(less, (len(less), len(full)))

@@ -21,8 +21,6 @@ from dlcf.paper.fits import Fit, Fitted, fit_all
 from dlcf.runtime import paths
 from dlcf.studies.results import INTERVAL, load_results, options, provenance
 
-__all__ = ["BASE", "VARIANTS", "component_table", "load_components", "main", "summarise"]
-
 RESULTS_NAME = "components.json"
 BASE = "as described"
 # Component -> variant -> settings; the shallower towers keep the layers next to the output.

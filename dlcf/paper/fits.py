@@ -22,8 +22,6 @@ from dlcf.studies.cache import code_version, digest_of
 from dlcf.training import History
 from dlcf.variants.components import ComponentDeepCF
 
-__all__ = ["Fit", "Fitted", "fit_all"]
-
 
 @dataclass(frozen=True)
 class Fit:

@@ -22,8 +22,6 @@ from dlcf.runtime.parallel import map_in_processes
 from dlcf.studies.replication import PAPER, distance, effects, protocol_table
 from dlcf.studies.results import load_results, options, provenance
 
-__all__ = ["DESCRIBED", "READINGS", "error_table", "load_replication", "main", "summarise"]
-
 RESULTS_NAME = "replication.json"
 DESCRIBED, GLOBAL = "as described", "global-temporal"
 READINGS: dict[str, dict[str, Any]] = {

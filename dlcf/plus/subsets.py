@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from dlcf.models.base import USER_DAMPING
 from dlcf.plus.evidence import Context, Evidence, content_heads, entries, relevance, time_heads
 
-__all__ = ["describe_parts"]
-
 Values = NDArray[Any]
 
 
@@ -80,10 +78,6 @@ def describe_parts(
         "raters who overlap": overlap @ residual / (overlap.sum(axis=1) + 0.3),
     }
     m = len(kept)
-    user_side, movie_side = (
-        np.stack([np.broadcast_to(v, m) for v in side.values()], axis=1).astype(np.float32)
-        for side in (of_user, of_movie)
-    )
     baseline = np.full(m, context.mean + context.movie_bias[movie], np.float32)
     # The learned attention sees the most relevant of the ratings that are kept.
     order = np.argsort(-relevance(kernels)[0])
@@ -98,8 +92,13 @@ def describe_parts(
     channels[row, place, 0] = given[entry] - mean[row]
     history = np.zeros((m, size), np.int32)
     history[row, place] = context.start[user] + entry
-    count = np.minimum(count, size)
-    return Evidence(baseline, user_side, movie_side, channels, count, history)
+    sides = _columns(of_user, m), _columns(of_movie, m)
+    return Evidence(baseline, *sides, channels, np.minimum(count, size), history)
+
+
+def _columns(features: dict[str, Values], m: int) -> NDArray[np.float32]:
+    """Features ``(m,)``, or alike for all ``(1,)``, side by side."""
+    return np.stack([np.broadcast_to(v, m) for v in features.values()], axis=1).astype(np.float32)
 
 
 def _neighbours(

@@ -87,9 +87,9 @@ class TestHistory:
             whole, none = values_from(model, self.USER, movie, kept, timestamp=timestamp)
             pair = pd.DataFrame({"userId": [self.USER], "movieId": [movie]})
             shown = model.predict(pair if timestamp is None else pair.assign(timestamp=timestamp))
-            assert whole == pytest.approx(shown[0], abs=1e-6)
+            assert whole == pytest.approx(shown[0], abs=5e-5)
             for column in found:
-                assert found[column].sum() == pytest.approx(whole - none, abs=1e-9)
+                assert found[column].sum() == pytest.approx(whole - none, abs=1e-5)
         assert (found["first half"] - found["second half"]).abs().max() > 1e-4
         listed = history_attributions(model, self.USER, [movie], "shapley")[movie]
         pd.testing.assert_series_equal(
