@@ -181,6 +181,7 @@ OF_FITTING = {"build_network", "fit", "hidden_ratings", "prepare", "restore", "t
 OF_FITTING |= {"config", "explanation_method", "hyper_parameters", "training_config"}
 ASKED: dict[str, Any] = {
     "pairs": pd.DataFrame({"userId": [1], "movieId": [1]}),
+    "ratings": pd.DataFrame({"userId": [1], "movieId": [1], "rating": [3.0]}),
     "user_ids": [1],
     "user_id": 1,
     "movie_id": 1,
