@@ -182,6 +182,8 @@ OF_FITTING |= {"config", "explanation_method", "hyper_parameters", "training_con
 ASKED: dict[str, Any] = {
     "pairs": pd.DataFrame({"userId": [1], "movieId": [1]}),
     "ratings": pd.DataFrame({"userId": [1], "movieId": [1], "rating": [3.0]}),
+    "pair": pd.DataFrame({"userId": [1], "movieId": [1]}),
+    "kept": np.array([[True]]),
     "user_ids": [1],
     "user_id": 1,
     "movie_id": 1,
