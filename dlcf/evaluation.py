@@ -153,7 +153,7 @@ def prequential(
             with suppress(NotImplementedError):
                 fitted = fitted.observe(together)
     before = future.groupby("userId").cumcount()
-    before = before.groupby([future["userId"], group]).transform("min")
+    before = before.groupby([future["userId"], period, group]).transform("min")
     before += future["userId"].map(past["userId"].value_counts()).fillna(0).astype(np.int64)
     return future.assign(predicted=np.concatenate(predicted), known=before)
 

@@ -77,6 +77,9 @@ def test_ratings_of_one_step_do_not_see_each_other(
     assert one_by_one["predicted"].iloc[1] > together["predicted"].iloc[1]
     by_minutes = prequential(make("bias"), past, apart, step="1min")
     assert by_minutes["known"].tolist() == [count, count, count + 2]
+    # A step ends where a period does: the model is trained again on what came before.
+    in_periods = prequential(make("bias"), past, apart, every="30s", step="1min")
+    assert in_periods["known"].tolist() == [count, count + 1, count + 2]
 
 
 def test_new_users_count_from_zero(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
