@@ -51,10 +51,6 @@ class _Neighborhood(Recommender):
         by_row = (matrix.T.tocsr() if self.of_movies else matrix for matrix in both)
         self._deviations, self._seen_rows = by_row
 
-    def _ratings(self) -> Floats:
-        """The training ratings, in (user, movie) order."""
-        return self._values + self._baseline(*self._seen.nonzero())
-
     def _of_seen(self, values: Floats) -> sparse.csr_matrix:
         """Users x movies, from a value of each rating in train."""
         seen = self._seen
@@ -210,6 +206,10 @@ class UserKNN(_Neighborhood):
 
     name: ClassVar[str] = "user-knn"
     of_movies: ClassVar[bool] = False
+
+    def _ratings(self) -> Floats:
+        """The training ratings, in (user, movie) order."""
+        return self._values + self._baseline(*self._seen.nonzero())
 
     def _observe(self, growth: Growth) -> None:
         """Which users are alike is what it knows, so that is computed from all ratings."""

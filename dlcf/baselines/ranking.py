@@ -77,10 +77,8 @@ class ImplicitALS(Recommender):
         self._positive = growth.merge(
             before._positive, growth.data.ratings >= self.positive_threshold
         )
-        self._user_factors = np.zeros((n_users, self.factors), np.float32)
-        self._movie_factors = np.zeros((n_movies, self.factors), np.float32)
-        self._user_factors[growth.users] = before._user_factors
-        self._movie_factors[growth.movies] = before._movie_factors
+        self._user_factors = spread(before._user_factors, growth.users, n_users)
+        self._movie_factors = spread(before._movie_factors, growth.movies, n_movies)
         factors = self._movie_factors.astype(np.float64)
         of_all = factors.T @ factors + self.regularization * np.eye(self.factors)
         for user in np.unique(growth.data.users):

@@ -164,10 +164,8 @@ def leave_one_out(
     rated = model.ratings_of(user_id)["movieId"].to_numpy()
     place = np.arange(len(rated)) if ratings is None else np.searchsorted(rated, ratings)
     if isinstance(model, DeepCFPlus) and len(place):
-        kept = np.ones((1 + len(place), len(rated)), bool)
-        kept[1 + np.arange(len(place)), place] = False
-        found = np.stack([values_from(model, user_id, m, kept) for m in movie_ids], axis=1)
-        return _effects(found[0], list(found[1:]), rated[place].tolist(), movie_ids)
+        found = {m: model.deletions(pairs_of(user_id, [m]), place) for m in movie_ids}
+        return pd.DataFrame(found, index=pd.Index(rated[place], name="movieId"))
     less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated[place]]
     return _effects(value(model, user_id, movie_ids), less, rated[place].tolist(), movie_ids)
 

@@ -446,8 +446,8 @@ def fit_biases(
 
 
 def spread(values: NDArray[Any], places: Index, size: int, empty: float | str = 0) -> NDArray[Any]:
-    """An array of `size` that holds `values` at `places` and `empty` elsewhere."""
-    array = np.full(size, empty, dtype=values.dtype)
+    """`size` rows or values, `values` at `places` and `empty` elsewhere."""
+    array = np.full((size, *values.shape[1:]), empty, dtype=values.dtype)
     array[places] = values
     return array
 

@@ -296,6 +296,17 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
             ratings[rows] = predict_in_batches(self.network, *inputs, batch_size=4096).cpu().numpy()
         return np.clip(ratings, *self.scale)
 
+    def deletions(self, pair: pd.DataFrame, places: Index) -> Floats:
+        """The prediction of one pair minus that without one of the user's ratings, for each place.
+
+        `places` are in the order of :meth:`ratings_of`; nobody else's ratings change.
+        """
+        (user,), *_ = self.positions(pair)
+        kept = np.ones((1 + len(places), self._seen[user].nnz), bool)
+        kept[1 + np.arange(len(places)), places] = False
+        whole, *without = self.predict_from(pair, kept)
+        return whole - np.array(without)
+
     def _items(
         self, pair: pd.DataFrame, context: Context, attention: Floats
     ) -> tuple[HistoryItem, ...]:
@@ -304,16 +315,10 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         (user,), *_ = self.positions(pair)
         rows = context.history(user)
         place = np.searchsorted(rated["movieId"], self.movie_ids[context.movies[rows]])
-        kept = np.ones((1 + len(place), len(rated)), bool)
-        kept[1 + np.arange(len(place)), place] = False
-        whole, *without = self.predict_from(pair, kept).tolist()
-        columns = (rated[name].to_numpy()[place].tolist() for name in ("movieId", "rating"))
-        found = [
-            HistoryItem(movie, self.title(movie), rating, weight, whole - less)
-            for movie, rating, weight, less in zip(
-                *columns, attention[rows].tolist(), without, strict=True
-            )
-        ]
+        own = rated.iloc[place]
+        columns = own["movieId"], own["rating"], attention[rows], self.deletions(pair, place)
+        values = zip(*(column.tolist() for column in columns), strict=True)
+        found = [HistoryItem(movie, self.title(movie), *others) for movie, *others in values]
         return tuple(sorted(found, key=lambda item: (-size_of(item), item.movie_id)))
 
     def untrained(self, seed: int = 0) -> DeepCFPlus:

@@ -184,6 +184,7 @@ ASKED: dict[str, Any] = {
     "ratings": pd.DataFrame({"userId": [1], "movieId": [1], "rating": [3.0]}),
     "pair": pd.DataFrame({"userId": [1], "movieId": [1]}),
     "kept": np.array([[True]]),
+    "places": np.array([0]),
     "user_ids": [1],
     "user_id": 1,
     "movie_id": 1,
