@@ -333,32 +333,6 @@ def reading_errors(tables: Mapping[str, pd.DataFrame], references: Mapping[str, 
     return figure
 
 
-def component_changes(tables: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> Figure:
-    """What changing one component adds, one panel a quantity, splits by colour, no change at 0.
-
-    `tables`: title of the panel -> split -> what `dlcf.paper.components.component_table` gives; a
-    filled marker has a corrected p-value below 0.05, quantities without tests are all filled.
-    """
-    variants = next(iter(next(iter(tables.values())).values())).index
-    figure, axes = _panels(len(tables), 0.9 + 0.21 * len(variants), sharey=True)
-    place = np.arange(len(variants))[::-1]
-    for axis, (title, by_split) in zip(axes, tables.items(), strict=True):
-        for index, (split, table) in enumerate(by_split.items()):
-            color, marker, at = (BLUE, ORANGE)[index], "oD"[index], place + 0.16 - 0.32 * index
-            axis.hlines(at, table["low"], table["high"], color=color, linewidth=1)
-            found = (table["p_holm"].isna() | (table["p_holm"] < 0.05)).to_numpy()
-            for group, face in ((found, color), (~found, "white")):
-                style: Style = {"color": color, "markerfacecolor": face, "markersize": 4.5}
-                axis.plot(table["mean"][group], at[group], marker, **style)
-            axis.plot([], [], marker, color=color, label=SPLIT_NAMES.get(split, split))
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_yticks(place, variants)
-        axis.set(xlabel=label, title=title)
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
 def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
     """Precision and recall of protocols by threshold and users, and where the paper stands."""
     thresholds = table.groupby("threshold")

@@ -53,9 +53,8 @@ def comparison_table() -> str:
     splits = {how: part["models"] for how, part in splits.items() if how != "global-temporal"}
     columns: list[tuple[str, str, tuple[str, ...], str]]
     columns = [(how, f"RMSE, {how}", ("rmse",), "rmse") for how in splits]
-    if "user-temporal" in splits:
-        served = "parts", "all", "rmse, no times"
-        columns.append(("user-temporal", "same, no times", served, "rmse, no times"))
+    served = "parts", "all", "rmse, no times"
+    columns.append(("user-temporal", "same, no times", served, "rmse, no times"))
     columns += [(how, f"NDCG@10, {how}", ("full", "ndcg"), "ndcg") for how in splits]
     first = next(iter(splits.values()))
     rows = []
@@ -114,12 +113,9 @@ def _duration(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
 
 
-def _interval(over_seeds: Sequence[float | None], over_users: Sequence[float] | None) -> str:
-    halves = []
-    for interval in (over_seeds, over_users):
-        if interval is not None:  # one seed has no interval
-            _, low, high = interval
-            halves.append("–" if low is None or high is None else f"{(high - low) / 2:.3f}")
+def _interval(over_seeds: Sequence[float], over_users: Sequence[float] | None) -> str:
+    known = [interval for interval in (over_seeds, over_users) if interval is not None]
+    halves = [f"{(high - low) / 2:.3f}" for _, low, high in known]
     return f"{over_seeds[0]:.3f} ± {' / '.join(halves)}"
 
 
