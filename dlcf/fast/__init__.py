@@ -17,6 +17,7 @@ from dlcf.baselines.svdpp import ImplicitFactorNetwork
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.mf import FactorNetwork
 from dlcf.models.network import FASTER_SCORES
+from dlcf.runtime.distributed import n_processes
 from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, TrainingStep
 from dlcf.variants.components import ComponentNetwork, UnattendedNetwork
 from dlcf.variants.networks import FaithfulAttentionNetwork
@@ -66,6 +67,8 @@ def _step(network: RatingNetwork, train: Batch, config: TrainingConfig) -> Train
     if config.precision == "float32" and type(network) in _BY_HAND:
         module, name = _BY_HAND[type(network)]
         return getattr(_module(module), name)(network, train, config)
+    if n_processes() > 1:
+        return None  # DistributedDataParallel is not given sparse gradients: a process once crashed
     tables = [getattr(network, table) for table in _TABLES[type(network)]]
     return _module("deferred_step").DeferredStep(network, train, config, tables)
 

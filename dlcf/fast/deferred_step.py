@@ -73,8 +73,6 @@ class _Table:
     def __init__(self, embedding: nn.Embedding) -> None:
         self.embedding = embedding
         self.adam = DeferredAdam(embedding.weight.detach().numpy())
-        # DistributedDataParallel asks for it once, when it is made.
-        embedding.sparse = True
         self._own = embedding.weight.data
         self._hook: Any = None
 
@@ -102,10 +100,8 @@ class _Table:
         assert gradient is not None
         self.embedding.weight.grad = None
         gradient = gradient.coalesce()
-        rows = gradient.indices()[0].numpy()
-        # Those that another process looked up are not up to date here.
-        self.adam.catch_up(rows, self._learning_rate)
-        self.adam.update(rows, gradient.values().numpy(), self._learning_rate)
+        rows, values = gradient.indices()[0].numpy(), gradient.values().numpy()
+        self.adam.update(rows, values, self._learning_rate)
 
     def _catch_up(self, embedding: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.adam.catch_up(inputs[0].numpy(), self._learning_rate)
