@@ -12,6 +12,9 @@ WANTED = $(if $(filter file,$(origin PYTHON)),$(SUPPORTED),$(GIVEN))
 # .venv is kept where it was installed to the end, has pip and is of the PYTHON that was asked for.
 WHOLE := $(and $(wildcard $(INSTALLED)),$(filter $(call version,$(BIN)/python,import pip; ),$(WANTED)))
 
+# A file of tests, or a notebook, runs in one of two processes from its beginning to its end.
+TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
@@ -41,12 +44,11 @@ run: setup  ## execute all notebooks into runs/, regenerate figures/, results/ a
 
 test: setup lint  ## unit and contract tests, then the notebooks against their committed outputs
 	@if $(BIN)/python -c "$(HAS_PAPER_DATA)"; then \
-		$(BIN)/python -m pytest tests && \
-		DLCF_CHECK_RESULTS=1 $(BIN)/python -m pytest --nbval notebooks \
+		DLCF_CHECK_RESULTS=1 $(TWO_AT_A_TIME) notebooks tests --nbval \
 			--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 1800; \
 	else \
 		echo "The committed outputs are of ml-latest-small: executing the notebooks, not comparing."; \
-		$(BIN)/python -m pytest tests && $(BIN)/dlcf run; \
+		$(TWO_AT_A_TIME) tests && $(BIN)/dlcf run; \
 	fi
 
 pythons:  ## unit tests on each supported Python that PATH, pyenv or uv has, in .venv-3.x

@@ -185,8 +185,9 @@ def test_ctrl_c_ends_all_processes_in_one_line(
     assert not (tmp_path / "found.json").exists()
 
 
-def test_ctrl_c_ends_a_run_of_notebooks_in_one_line(tmp_path: Path) -> None:
-    program = [sys.executable, "-u", "-m", "dlcf", "run", "04_evaluation"]
+@pytest.mark.parametrize("notebooks", [["04_evaluation"], ["03_deep_cf", "04_evaluation"]])
+def test_ctrl_c_ends_a_run_of_notebooks_in_one_line(notebooks: list[str], tmp_path: Path) -> None:
+    program = [sys.executable, "-u", "-m", "dlcf", "run", *notebooks]
     folders = {name: str(tmp_path) for name in ("DLCF_OUTPUT_DIR", "DLCF_CACHE_DIR")}
     process = subprocess.Popen(
         [*program, "--output", str(tmp_path)],
@@ -197,7 +198,8 @@ def test_ctrl_c_ends_a_run_of_notebooks_in_one_line(tmp_path: Path) -> None:
         start_new_session=True,
         preexec_fn=hear_ctrl_c,
     )
-    assert process.stdout.read(4) == "[1/1"
+    begun = {process.stdout.readline() for _ in notebooks}
+    assert begun == {f"{name} ...\n" for name in notebooks}
     time.sleep(5)  # until a kernel runs
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)

@@ -1,9 +1,9 @@
 """Which of the user's ratings? How a prediction is shared out among them.
 
 :func:`history_attributions` is the model's own account. Interventions ask the model:
-:func:`leave_one_out` takes each rating away by itself, :func:`leave_out_refitted` also fits again,
-:func:`shapley_history` adds the ratings in many orders, so that those which say the same share
-what they say. The unit is that of what is explained: stars, or scores for `ease`, which only ranks.
+:func:`leave_one_out` takes each rating away by itself, :func:`shapley_history` adds the ratings in
+many orders, so that those which say the same share what they say. The unit is that of what is
+explained: stars, or scores for `ease`, which only ranks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dlcf.baselines.knn import ItemKNN
 from dlcf.baselines.ranking import EASE
 from dlcf.models.base import Floats, Index, Recommender
-from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
-from dlcf.registry import make
 
 __all__ = [
     "deletion_and_insertion",
@@ -28,9 +26,6 @@ __all__ = [
     "history_methods",
     "history_value",
     "leave_one_out",
-    "leave_out_refitted",
-    "mf_history",
-    "ridge_attributions",
     "shapley_history",
     "values_from",
 ]
@@ -56,7 +51,7 @@ def history_methods(model: Recommender) -> tuple[str, ...]:
         return TERMS, DELETION
     raise NotImplementedError(
         f"{model.name} does not read a user's history when it predicts; use deepcf-plus, item-knn "
-        "or ease, or mf_history for mf"
+        "or ease"
     )
 
 
@@ -219,30 +214,6 @@ def shapley_history(
     return found
 
 
-def leave_out_refitted(
-    model: Recommender,
-    train: pd.DataFrame,
-    user_id: int,
-    movie_ids: Sequence[int],
-    ratings: Sequence[int],
-    validation: pd.DataFrame | None = None,
-    movies: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """As :func:`leave_one_out`, of any model, fitted again without each of `ratings` in turn.
-
-    `model` was fitted with `train`, `validation` and `movies`; its name and hyper-parameters, with
-    the seed, are those of the models that are fitted again.
-    """
-    less = []
-    for rating in ratings:
-        own = (train["userId"] == user_id) & (train["movieId"] == rating)
-        if not own.any():
-            raise ValueError(f"user {user_id} did not rate movie {rating} in train")
-        again = make(model.name, **model.config).fit(train[~own], validation, movies)
-        less.append(history_value(again, user_id, movie_ids))
-    return _effects(history_value(model, user_id, movie_ids), less, ratings, movie_ids)
-
-
 def deletion_and_insertion(
     model: Recommender,
     user_id: int,
@@ -271,54 +242,6 @@ def deletion_and_insertion(
     kept = np.concatenate([rank >= counts, rank < counts])
     deletion, insertion = np.split(values_from(model, user_id, movie_id, kept), 2)
     return deletion, insertion
-
-
-def ridge_attributions(
-    design: ArrayLike, target: ArrayLike, penalty: ArrayLike, query: ArrayLike
-) -> pd.DataFrame:
-    """Contribution of each row of a ridge regression to its prediction at `query`.
-
-    With ``A = X^T X + diag(penalty)``, ``h = X A^-1 query``, residuals e and leverages
-    ``l_j = x_j A^-1 x_j``, removing row j moves the prediction by exactly ``h_j e_j / (1 - l_j)``
-    (Sherman and Morrison, 1950); its first-order approximation, the influence function (Koh and
-    Liang, 2017), is ``h_j e_j``. The penalty is not changed.
-
-    X is `design` ``(n, d)``, y `target` ``(n,)``; the positive `penalty` and `query` are ``(d,)``.
-    The ``n`` rows hold ``terms`` ``h_j y_j``, which sum to the prediction, ``leave_one_out``, the
-    prediction minus that without the row, and ``influence``, its approximation.
-    """
-    x, y = np.asarray(design, np.float64), np.asarray(target, np.float64)
-    inverse = np.linalg.inv(x.T @ x + np.diag(np.asarray(penalty, np.float64)))
-    reach = x @ inverse @ np.asarray(query, np.float64)
-    residual = y - x @ (inverse @ (x.T @ y))
-    leverage = np.einsum("nd,de,ne->n", x, inverse, x)
-    exact = reach * residual / (1 - leverage)
-    return pd.DataFrame({"terms": reach * y, "leave_one_out": exact, "influence": reach * residual})
-
-
-def mf_history(
-    model: Recommender, train: pd.DataFrame, user_id: int, movie_id: int
-) -> tuple[pd.DataFrame, float]:
-    """Contributions of the user's ratings to a prediction of `mf`, by solving for the user again.
-
-    With the movies fixed, the user's vector and bias minimise a ridge regression on the user's
-    ratings in `train` (Koren, Bell and Volinsky, 2009, eq. 5), whose attributions are exact:
-    :func:`ridge_attributions`, indexed by `movieId`. Also returned is the prediction of the solved
-    vector; that of the trained one is near it, not equal.
-    """
-    if type(model) is not MatrixFactorization:
-        raise ValueError(f"mf_history solves for the users of mf, not of {model.name}")
-    rated = train[train["userId"] == user_id].sort_values("movieId")
-    _, (query,) = _known_positions(model, user_id, [movie_id])
-    columns = np.searchsorted(model.movie_ids, rated["movieId"])
-    vectors, level = model.movie_parts()
-    vectors = np.hstack([np.ones((len(vectors), 1)), vectors])
-    penalty = np.full(vectors.shape[1], model.regularization * len(rated))
-    penalty[0] = model.bias_regularization * len(rated)
-    target = rated["rating"].to_numpy(np.float64) - level[columns]
-    found = ridge_attributions(vectors[columns], target, penalty, vectors[query])
-    found.index = pd.Index(rated["movieId"], name="movieId")
-    return found, float(level[query] + found["terms"].sum())
 
 
 def pairs_of(user_id: int, movie_ids: Sequence[int]) -> pd.DataFrame:

@@ -68,12 +68,6 @@ def vocabulary_table(record: Mapping[str, Any]) -> pd.DataFrame:
     return table.assign(**{name: 1000 * table[name] for name in names}).rename(columns=names)
 
 
-def measured_costs(path: Path = RECORD) -> pd.Series:
-    """Milliseconds of one explanation by method; empty where nothing was measured."""
-    record = load_bench(path) if path.is_file() else {}
-    return pd.Series({n: e["ms"] for n, e in _measured(record, "explain")}, dtype=float)
-
-
 def _measured(record: Mapping[str, Any], section: str) -> list[tuple[str, Entry]]:
     """Entries of a section, without those that ended in an error."""
     entries = record.get(section, {}).get("entries", {})

@@ -333,6 +333,36 @@ def reading_errors(tables: Mapping[str, pd.DataFrame], references: Mapping[str, 
     return figure
 
 
+def changes(tables: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> Figure:
+    """Changes against a common base, one panel a split; filled where the corrected p is below 0.05.
+
+    `tables` maps a split to one frame for each colour, all with the same index and the columns of
+    :func:`~dlcf.paper.components.component_table`; a line separates what stands before a colon.
+    """
+    rows = len(next(iter(next(iter(tables.values())).values())))
+    figure, axes = _panels(len(tables), 1.0 + 0.22 * rows, sharey=True)
+    for axis, (split, series) in zip(axes, tables.items(), strict=True):
+        styles = ((BLUE, "o", 0.15), (ORANGE, "D", -0.15))
+        for (name, table), (color, marker, shift) in zip(series.items(), styles, strict=False):
+            place = np.arange(len(table))[::-1] + shift
+            axis.hlines(place, table["low"], table["high"], color=color, linewidth=1)
+            clear = table["p_holm"] < 0.05
+            for group, face in ((clear, color), (~clear, "white")):
+                style: Style = {"color": color, "mfc": face, "markersize": 4}
+                axis.plot(table["mean"][group], place[group], marker, **style)
+            axis.plot([], [], marker, color=color, markersize=4, label=name)
+        axis.axvline(0, color="black", linewidth=0.8)
+        kinds = table.index.str.split(":").str[0]
+        for row in np.flatnonzero(kinds[1:] != kinds[:-1]):
+            axis.axhline(rows - 1.5 - row, color="0.8", linewidth=0.6)
+        axis.grid(axis="y", visible=False)
+        axis.set_yticks(np.arange(rows)[::-1], table.index)
+        axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split), ylim=(-0.6, rows - 0.4))
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
     """Precision and recall of protocols by threshold and users, and where the paper stands."""
     thresholds = table.groupby("threshold")

@@ -19,14 +19,15 @@ from dlcf.data.archives import obtain
 from dlcf.notebook.experiment import OUTPUT, check_parameters, output_folder, read_parameters
 from dlcf.notebook.report import HEADLINE, headline_table
 from dlcf.runtime import paths
+from dlcf.runtime.parallel import map_in_processes
 from dlcf.studies.results import literal
 
 
 def run_notebook(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     """Execute a notebook of `notebooks/`, named without its ending; returns the seconds it took.
 
-    A terminal shows how far it is. ValueError, before anything is executed, is that of
-    :func:`check_parameters`; RuntimeError says which cell failed and why.
+    A terminal shows how far it is, unless another is run beside it. ValueError, before anything is
+    executed, is that of :func:`check_parameters`; RuntimeError says which cell failed and why.
     """
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,16 @@ def choose_parameters(
     }
 
 
+def _execute(job: tuple[str, dict[str, Any], Path, bool]) -> None:
+    notebook, parameters, output, keep = job
+    clear = "\r\033[K" if sys.stdout.isatty() else ""  # the bar
+    print(f"{clear}{notebook} ...", flush=True)
+    seconds = run_notebook(notebook, parameters, output)
+    if keep and not parameters:
+        keep_outputs(output)
+    print(f"{clear}{notebook}: {seconds:.0f} s", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="dlcf run", description=__doc__)
@@ -106,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = "of the executed notebooks; default: runs/, with other parameters a folder there"
     parser.add_argument("--output", type=paths.path, metavar="FOLDER", help=where)
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks at a time; default: 2")
     options = parser.parse_args(arguments)
     if options.keep and options.parameter:
         parser.error("--keep is for the stored parameters; leave out -p")
@@ -123,14 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     folders = {name: output_folder(name, chosen[name]) for name in names}
     executed_in = {n: options.output or (folders[n] if chosen[n] else paths.RUNS) for n in names}
-    for number, name in enumerate(names, start=1):
-        end = "\n" if sys.stderr.isatty() else " "  # a bar takes the next line
-        print(f"[{number}/{len(names)}] {name} ...", end=end, flush=True)
-        executed = executed_in[name] / f"{name}.ipynb"
-        seconds = run_notebook(name, chosen[name], executed)
-        if options.keep and not chosen[name]:
-            keep_outputs(executed)
-        print(f"{seconds:.0f} s", flush=True)
+    jobs = [(n, chosen[n], executed_in[n] / f"{n}.ipynb", options.keep) for n in names]
+    if min(options.workers, len(jobs)) > 1:
+        map_in_processes(_execute, jobs, options.workers, "notebooks")
+    else:
+        for job in jobs:
+            _execute(job)
     print(f"\nExecuted notebooks: {', '.join(map(str, dict.fromkeys(executed_in.values())))}")
     for folder in dict.fromkeys(folders.values()):
         print(f"Figures and results: {folder / 'figures'}, {folder / 'results'}")

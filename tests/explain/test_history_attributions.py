@@ -14,17 +14,12 @@ from dlcf.explain.history import (
     history_attributions,
     history_value,
     leave_one_out,
-    leave_out_refitted,
-    mf_history,
-    ridge_attributions,
     shapley_history,
     values_from,
 )
 from dlcf.models.base import Recommender
-from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import NETWORK_FIELDS, DeepCFPlus
 from dlcf.plus.evidence import Context
-from dlcf.registry import make
 from dlcf.variants.deepcf import ExplainedDeepCF
 
 
@@ -176,19 +171,6 @@ class TestHistory:
         np.testing.assert_allclose(found.loc[gone], expected, atol=2e-3)
         assert np.abs(expected).max() > 0.02
 
-    def test_refitting_without_a_rating_is_fitting_without_it(
-        self, fitted: dict[str, Recommender], toy_ratings: pd.DataFrame
-    ) -> None:
-        model = fitted["ease"]
-        targets, gone = self.targets(model), int(history(toy_ratings, self.USER)["movieId"].iloc[0])
-        found = leave_out_refitted(model, toy_ratings, self.USER, targets, [gone])
-        rest = toy_ratings[~((toy_ratings["userId"] == 13) & (toy_ratings["movieId"] == gone))]
-        again = make("ease", **model.config).fit(rest)
-        expected = history_value(model, 13, targets) - history_value(again, 13, targets)
-        np.testing.assert_allclose(found.loc[gone], expected)
-        with pytest.raises(ValueError, match="did not rate"):
-            leave_out_refitted(model, toy_ratings, self.USER, targets, [-1])
-
     def test_refusals(self, fitted: dict[str, Recommender], deepcf: ExplainedDeepCF) -> None:
         with pytest.raises(NotImplementedError, match="deepcf does not read"):
             history_attributions(deepcf, self.USER, [2])
@@ -202,59 +184,3 @@ def make_baseline(model: Recommender, user_id: int, movie_ids: list[int]) -> np.
     pairs = pd.DataFrame({"userId": user_id, "movieId": movie_ids})
     users, _, movies, _ = model.positions(pairs)
     return model._mean + model._user_bias[users] + model._movie_bias[movies]
-
-
-class TestRidge:
-    def test_leaving_out_is_exact_and_the_influence_near(self) -> None:
-        generator = np.random.default_rng(0)
-        x, penalty = generator.normal(size=(40, 4)), np.array([0.5, 1.0, 2.0, 3.0])
-        y = x @ [1.0, -1.0, 0.5, 0.0] + generator.normal(0, 0.3, 40)
-        query = generator.normal(size=4)
-
-        def predict(kept: np.ndarray) -> float:
-            a = x[kept].T @ x[kept] + np.diag(penalty)
-            return float(query @ np.linalg.solve(a, x[kept].T @ y[kept]))
-
-        everything = np.arange(40)
-        full = predict(everything)
-        found = ridge_attributions(x, y, penalty, query)
-        expected = [full - predict(everything[everything != j]) for j in everything]
-        np.testing.assert_allclose(found["leave_one_out"], expected, atol=1e-12)
-        assert found["terms"].sum() == pytest.approx(full)
-        correlation = np.corrcoef(found["influence"], found["leave_one_out"])[0, 1]
-        assert 0.98 < correlation < 1 - 1e-6
-        assert (found["influence"].abs() <= found["leave_one_out"].abs() + 1e-15).all()
-
-    def test_mf_solves_for_its_user(self, toy_ratings: pd.DataFrame) -> None:
-        model = make("mf", factors=3, epochs=60, learning_rate=0.01).fit(toy_ratings)
-        assert isinstance(model, MatrixFactorization)
-        rated = history(toy_ratings, 13)
-        found, rating = mf_history(model, toy_ratings, 13, 2)
-        assert found.index.tolist() == rated["movieId"].tolist()
-        # Plain gradient descent on the user's part of the loss, with the movies fixed.
-        network = model.network
-        columns = torch.as_tensor(np.searchsorted(model.movie_ids, rated["movieId"]))
-        parts = network.movie_factors.weight.detach().double()[columns]
-        level = (network.mean + network.movie_bias.weight[:, 0]).detach().double()
-        target = torch.tensor(rated["rating"].to_numpy(np.float64))
-        bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        vector = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-        descent = torch.optim.LBFGS([bias, vector], max_iter=200, tolerance_grad=1e-12)
-
-        def loss() -> torch.Tensor:
-            descent.zero_grad()
-            error = target - level[columns] - bias - parts @ vector
-            penalty = model.regularization * (vector**2).sum() + model.bias_regularization * bias**2
-            value = (error**2).mean() + penalty
-            value.backward()
-            return value
-
-        descent.step(loss)
-        query = int(np.flatnonzero(model.movie_ids == 2)[0])
-        with torch.no_grad():
-            by_descent = level[query] + bias + network.movie_factors.weight[query].double() @ vector
-        assert rating == pytest.approx(float(by_descent), abs=1e-5)
-        pair = pd.DataFrame({"userId": [13], "movieId": [2]})
-        assert rating == pytest.approx(model.predict(pair)[0], abs=0.15)
-        with pytest.raises(ValueError, match="not of svdpp"):
-            mf_history(make("svdpp"), toy_ratings, 13, 2)

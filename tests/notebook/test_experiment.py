@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,27 @@ def test_the_runner_executes_a_notebook(
     result = json.loads((checkout / "runs" / "toy-COUNT=5" / "results" / "toy.json").read_text())
     assert result["numbers"] == {"twice": 10}
     assert "toy-COUNT=5" in capsys.readouterr().out
+
+
+def test_the_runner_executes_two_notebooks_at_a_time(checkout: Path) -> None:
+    """Each of two waits for the other to begin; then the second fails."""
+    environment = {**os.environ, "PYTHONPATH": str(_package_copy(checkout))}
+    for name, awaited, end in (("one", "two", ""), ("two", "one", "1 / 0")):
+        cells = [
+            "COUNT = 3",
+            f"import pathlib, time\npathlib.Path('{name}').touch()\nend = time.time() + 100",
+            f"while not pathlib.Path('{awaited}').exists():\n    assert time.time() < end",
+            end,
+        ]
+        notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
+        notebook.cells[0].metadata["tags"] = ["parameters"]
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": ""}
+        nbformat.write(notebook, checkout / "notebooks" / f"{name}.ipynb")
+    program = [sys.executable, "-m", "dlcf", "run", "one", "two"]
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=checkout)
+    assert ended.returncode == 1, ended.stderr
+    assert {"one ...", "two ..."} <= set(ended.stdout.splitlines())
+    assert "two, cell [4]: ZeroDivisionError" in ended.stderr.splitlines()[-1]
 
 
 def test_runs_with_other_parameters_keep_their_executed_notebooks(
