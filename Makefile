@@ -18,7 +18,7 @@ TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-re
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup anew run test pythons lint figures notebooks bench compare ablation replication components lock clean
+.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare ablation replication components lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,11 @@ test: setup lint  ## unit and contract tests, then the notebooks against their c
 
 pythons:  ## unit tests on each supported Python that PATH, pyenv or uv has, in .venv-3.x
 	@.ci/pythons $(SUPPORTED)
+
+mutants: setup  ## which small errors in the modules that numbers rest on do their tests not see?
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[mutation]"
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 lint: setup
 	$(BIN)/ruff check .

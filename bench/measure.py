@@ -33,10 +33,9 @@ from tqdm import tqdm
 
 from bench import explanations, steps
 from bench.synthetic import synthetic_ratings
-from dlcf import metrics
+from dlcf import fast, metrics
 from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import evaluate
-from dlcf.fast.threads import single_threaded_torch
 from dlcf.models.base import Interactions, Recommender
 from dlcf.models.deepcf import DeepCF
 from dlcf.models.network import NetworkRecommender
@@ -157,9 +156,23 @@ def bench_training(options: Options) -> dict[str, Entry]:
     """The training step of `deepcf` at the paper's settings, on all threads and on one."""
     found = _steps(options, "step")
     if options.threads > 1:
-        with single_threaded_torch():
-            found |= _steps(options, "step on one thread")
-    return found
+        torch.set_num_threads(1)
+        found |= _steps(options, "step on one thread")
+        torch.set_num_threads(options.threads)
+    return found | _deferred(options)
+
+
+def _deferred(options: Options) -> dict[str, Entry]:
+    """An epoch of `svdpp`, by autograd either way, with Adam deferred and with dense Adam."""
+    ratings = load_ratings(DATASET)
+    if options.quick:
+        ratings = ratings.sample(2000, random_state=0)
+
+    def fit() -> None:
+        make("svdpp", seed=0, epochs=1, device="cpu").fit(ratings)
+
+    ours, dense = options.in_turn(fit, fast.disabled()(fit))
+    return {"epoch of svdpp, beside dense Adam": entry(ours, dense)}
 
 
 def _steps(options: Options, what: str) -> dict[str, Entry]:

@@ -10,14 +10,12 @@ identities, so the ratings are those of ``forward`` but for rounding.
 from __future__ import annotations
 
 import threading
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from dlcf.fast import kernels
-from dlcf.fast.threads import map_in_threads, n_threads, single_threaded_torch
 from dlcf.models.deepcf import AttentionNetwork
 
 BLOCK = 1024  # movies at a time, so many that caches hold what is between two layers
@@ -65,18 +63,16 @@ class FoldedTower:
         self.movie_parts = movie @ first_weight[:, size:].T
 
     @torch.no_grad()
-    @single_threaded_torch()
     def logits(self, users: Tensor) -> Tensor:
         """The output neuron for users' embeddings ``(n, size)`` and all movies, ``(n, n_movies)``.
 
-        Threads share the movies: blocks of about equal size, equally many for each thread.
+        Movies are taken in blocks of about equal size.
         """
-        n_movies, n = len(self.movie_logits), n_threads()
-        n_blocks = min(n * -(-n_movies // (n * BLOCK)), n_movies)
+        n_blocks = -(-len(self.movie_logits) // BLOCK)
         parts = self.movie_logits.tensor_split(n_blocks), self.movie_parts.tensor_split(n_blocks)
-        blocks = list(zip(*parts, strict=True))
         user_parts = users @ self.attention, users @ self.first_weight.T
-        return torch.cat(map_in_threads(partial(self._block, user_parts), blocks), dim=1)
+        blocks = zip(*parts, strict=True)
+        return torch.cat([self._block(user_parts, block) for block in blocks], dim=1)
 
     @torch.no_grad()
     def _block(self, users: tuple[Tensor, Tensor], movies: tuple[Tensor, Tensor]) -> Tensor:
@@ -105,7 +101,7 @@ class FoldedTower:
     def _hidden(self, n: int) -> list[Tensor]:
         """Memory for the hidden layers of `n` pairs, overwritten by the thread's next call.
 
-        It stays with the thread: new memory, which the system clears page by page, costs as much as
+        It is kept: new memory, which the system clears page by page, costs as much as
         what is computed in it.
         """
         kept = getattr(_buffers, "hidden", [])

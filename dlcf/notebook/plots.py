@@ -346,10 +346,9 @@ def changes(tables: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> Fig
         for (name, table), (color, marker, shift) in zip(series.items(), styles, strict=False):
             place = np.arange(len(table))[::-1] + shift
             axis.hlines(place, table["low"], table["high"], color=color, linewidth=1)
-            clear = table["p_holm"] < 0.05
-            for group, face in ((clear, color), (~clear, "white")):
-                style: Style = {"color": color, "mfc": face, "markersize": 4}
-                axis.plot(table["mean"][group], place[group], marker, **style)
+            for group, face in ((clear := table["p_holm"] < 0.05, color), (~clear, "white")):
+                part = table["mean"][group], place[group], marker
+                axis.plot(*part, color=color, markerfacecolor=face, markersize=4)
             axis.plot([], [], marker, color=color, markersize=4, label=name)
         axis.axvline(0, color="black", linewidth=0.8)
         kinds = table.index.str.split(":").str[0]

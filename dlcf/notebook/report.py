@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from typing import Any
 
 from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
@@ -51,8 +52,7 @@ def comparison_table() -> str:
     """
     splits = load_comparison()["splits"]
     splits = {how: part["models"] for how, part in splits.items() if how != "global-temporal"}
-    columns: list[tuple[str, str, tuple[str, ...], str]]
-    columns = [(how, f"RMSE, {how}", ("rmse",), "rmse") for how in splits]
+    columns: list[Any] = [(how, f"RMSE, {how}", ("rmse",), "rmse") for how in splits]
     served = "parts", "all", "rmse, no times"
     columns.append(("user-temporal", "same, no times", served, "rmse, no times"))
     columns += [(how, f"NDCG@10, {how}", ("full", "ndcg"), "ndcg") for how in splits]
@@ -62,7 +62,8 @@ def comparison_table() -> str:
         cells = [READS.get(re.sub(r" \(.*", "", model), "ids")]
         for how, _, names, over_users in columns:
             found = splits[how][model]
-            users = found["over users"].get(over_users)
+            users = found["over users"]  # times change nothing where there is no entry of them
+            users = users.get(over_users, users.get(over_users.removesuffix(", no times")))
             cell = _interval(reduce(getitem, names, found), users)
             cells.append("–" if model in ONLY_RANK and "rmse" in over_users else cell)
         rows.append([model, *cells])

@@ -171,7 +171,7 @@ def pair_table(comparison: Results, split: str, metric: str) -> pd.DataFrame:
     """The paired tests of one metric, each pair in both directions.
 
     Index (first, second); ``difference``, ``low``, ``high``, ``p_holm``; ``at_floor`` is 1 where no
-    permutation differed as much, so that the p-value is at most what is said: print it with "≤".
+    permutation differed as much, so that the p-value is at most what is said (:func:`with_bound`).
     """
     rows = pd.DataFrame(comparison["splits"][split]["pairs"])
     rows = rows[rows["metric"] == metric]
@@ -181,6 +181,13 @@ def pair_table(comparison: Results, split: str, metric: str) -> pd.DataFrame:
     back = back.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
     both = pd.concat([rows, back]).set_index(["first", "second"])
     return both[["difference", "low", "high", "p_holm", "at_floor"]]
+
+
+def with_bound(tests: pd.DataFrame) -> pd.DataFrame:
+    """:func:`pair_table` for a reader: p-values that are upper bounds begin with "≤"."""
+    values = tests[["p_holm", "at_floor"]].to_numpy()
+    shown = [f"{'≤ ' if floor else ''}{p:.4f}" for p, floor in values]
+    return tests.drop(columns="at_floor").assign(p_holm=shown)
 
 
 def _bins(comparison: Results, split: str, models: Sequence[str], of: str) -> Iterator[Any]:
