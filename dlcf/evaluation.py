@@ -107,7 +107,7 @@ def prequential(
     step: str = "1s",
     movies: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Predict each rating of the future from what came before it, on the world's clock.
+    """Predict each rating of the future from what came before it.
 
     The model is trained on the past, and again at the end of every period on all that came before.
     Within a period it takes in, by :meth:`Recommender.observe`, what has been predicted; a model
@@ -139,14 +139,16 @@ def prequential(
     if past["timestamp"].max() >= future["timestamp"].min():
         raise ValueError("past holds ratings that are not before future; split by time of all")
     future = future.sort_values(["timestamp", "userId", "movieId"], kind="stable")
+    index, future = future.index, future.reset_index(drop=True)
     time, since = future["timestamp"], future["timestamp"].iloc[0]
-    span = np.inf if every is None else pd.Timedelta(every).total_seconds()
+    span = np.inf if every is None else _duration("every", every)
     period = ((time - since) // span).astype(np.int64)
-    group = ((time - since) // pd.Timedelta(step).total_seconds()).astype(np.int64)
+    group = ((time - since) // _duration("step", step)).astype(np.int64)
     predicted = []
     periods = tqdm(list(future.groupby(period)), desc="periods", disable=None, leave=False)
     for _, of_period in periods:
-        known = pd.concat([past, future[time < of_period["timestamp"].iloc[0]]])
+        earlier = future[time < of_period["timestamp"].iloc[0]]
+        known = pd.concat([past, earlier], ignore_index=True)
         fitted = copy.copy(model).fit(known, movies=movies)
         for _, together in of_period.groupby(group):
             predicted.append(fitted.predict(together.drop(columns="rating")))
@@ -155,7 +157,18 @@ def prequential(
     before = future.groupby("userId").cumcount()
     before = before.groupby([future["userId"], period, group]).transform("min")
     before += future["userId"].map(past["userId"].value_counts()).fillna(0).astype(np.int64)
-    return future.assign(predicted=np.concatenate(predicted), known=before)
+    return future.assign(predicted=np.concatenate(predicted), known=before).set_axis(index)
+
+
+def _duration(name: str, given: str) -> float:
+    """In seconds; ValueError where it is none, or not above 0."""
+    try:
+        seconds = pd.Timedelta(given).total_seconds()
+    except (ValueError, TypeError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ValueError(f"{name} is {given!r}; give a duration above 0, such as '30D' or '1h'")
+    return seconds
 
 
 @dataclass(frozen=True)

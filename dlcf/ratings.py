@@ -57,7 +57,8 @@ def check_ratings(
     ratings = typed_ratings(rows, scale or HALF_STARS, require_timestamp)
     rows.refuse_empty()
     Rows(ratings, source).refuse_repeated(["userId", "movieId"])
-    return frame if frame.dtypes.equals(ratings.dtypes) else ratings
+    same = frame.dtypes.equals(ratings.dtypes) and not any(frame.index.names)
+    return frame if same else ratings
 
 
 def typed_ratings(rows: Rows, scale: tuple[float, float], require_timestamp: bool) -> pd.DataFrame:
@@ -70,7 +71,8 @@ def typed_ratings(rows: Rows, scale: tuple[float, float], require_timestamp: boo
     checked["rating"] = stars.astype(np.float32, copy=False)
     if "timestamp" in columns:
         checked["timestamp"] = _seconds(rows)
-    return pd.DataFrame(checked, index=rows.frame.index, copy=False)
+    index = rows.frame.index.set_names([None] * rows.frame.index.nlevels)  # no second userId
+    return pd.DataFrame(checked, index=index, copy=False)
 
 
 def check_pairs(frame: pd.DataFrame, *, source: str = "pairs frame") -> pd.DataFrame:

@@ -99,3 +99,20 @@ def test_wrong_frames_are_refused(world: tuple[pd.DataFrame, pd.DataFrame]) -> N
         prequential(make("bias"), future, past)
     with pytest.raises(ValueError, match="past"):
         prequential(make("bias"), past.iloc[:0], future)
+
+
+@pytest.mark.parametrize("wrong", ["-20h", "0D", "NaT", "soon", ""])
+def test_durations_are_above_zero(wrong: str, world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    for name in ("every", "step"):
+        with pytest.raises(ValueError, match=f"{name} is '{wrong}'; give a duration above 0"):
+            prequential(make("bias"), *world, **{name: wrong})
+
+
+def test_the_index_of_a_frame_means_nothing(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    expected = prequential(make("bias"), *world, every="20h")
+    zeros = [frame.set_axis([0] * len(frame)) for frame in world]
+    named = [frame.set_index("userId", drop=False) for frame in world]
+    for frames in (zeros, named):
+        found = prequential(make("bias"), *frames, every="20h")
+        assert found["predicted"].tolist() == expected["predicted"].tolist()
+        assert found["known"].tolist() == expected["known"].tolist()

@@ -200,9 +200,9 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
 
     name: ClassVar[str] = "fm-side"
 
-    def predict(self, pairs: pd.DataFrame) -> Floats:
+    def _predict_pairs(self, pairs: pd.DataFrame) -> Floats:
         """As the base's, but new users and movies are predicted by their features, as above."""
-        ratings = super().predict(pairs)
+        ratings = super()._predict_pairs(pairs)
         users, known_user, movies, known_movie = self.positions(pairs)
         other = pd.Index(self._other_ids).get_indexer(pd.Index(pairs["movieId"]))
         new = (known_movie & ~known_user) | (other >= 0)
@@ -210,7 +210,7 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
             users = np.where(known_user, users, len(self.user_ids))[new]
             movies = np.where(known_movie, movies, len(self.movie_ids) + other)[new]
             stamps = pairs["timestamp"].to_numpy()[new] if "timestamp" in pairs else None
-            ratings[new] = np.clip(self._predict(users, movies, stamps), *self.scale)
+            ratings[new] = self._predict(users, movies, stamps)
         return ratings
 
     def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:

@@ -154,6 +154,7 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
     ranking_neighbors: int = setting(30, least=1)
 
     _revised_ratings = None  # of a revised model: its deviations, users x movies
+    of_revised = ("is_revised", "_revised_ratings")
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._seen[users] @ self._neighbors).toarray()

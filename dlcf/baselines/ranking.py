@@ -127,6 +127,7 @@ class EASE(HistoryRecommender):
     rating_weight: float = setting(0.8, least=0)
 
     _fitted_on = None  # of a revised model: the matrix that B was fitted on
+    of_revised = ("is_revised", "_fitted_on")
 
     def _fit(self, data: Interactions, *_: Any) -> None:
         size = min(data.n_users, data.n_movies)

@@ -31,6 +31,7 @@ from dlcf.explanation import (
     title_of,
 )
 from dlcf.models.base import Recommender
+from dlcf.ratings import check_movies, check_ratings
 
 __all__ = ["Page", "explain_for", "find_counterfactual", "genre_effects", "page_of", "reader"]
 
@@ -73,6 +74,7 @@ def explain_for(
     k
         Length of the list of recommendations that the counterfactual looks at.
     """
+    movies = None if movies is None else check_movies(movies, source="movies")
     titles = _titles_of(movies)
     stated = _stated(model, user_id, movie_id, titles, calibration, threshold)
     return _measured(model, user_id, [stated], movies, k)[0]
@@ -197,6 +199,7 @@ def page_of(
     :func:`explain_for`, whose parameters the others are; where `measured` is False, which takes no
     time, as by the model itself.
     """
+    ratings, movies = check_ratings(ratings), check_movies(movies)
     own = ratings[ratings["userId"] == user_id]
     latest = own["timestamp"] if "timestamp" in own else own["movieId"]
     order = np.lexsort((own["movieId"], -latest, -own["rating"]))[:SHOWN]

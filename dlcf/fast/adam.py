@@ -130,7 +130,7 @@ class PairStep(TrainingStep):
         self.embeddings = DeferredAdam(table.numpy())
         self.batch_size = config.batch_size
         # A single row left over joins the batch before it (dlcf.training).
-        self.n_rows = config.batch_size + 1
+        self.n_rows = min(config.batch_size, len(self.pairs)) + 1
         # For the rows that a batch names, each once; np.unique would sort them.
         self._slot = np.full(len(table), -1)
         self._rows = np.empty(2 * self.n_rows, dtype=np.int64)

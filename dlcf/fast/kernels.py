@@ -16,7 +16,7 @@ from one that is loaded from numba's cache, and a first run would not have the b
 from __future__ import annotations
 
 import math
-from functools import partial
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,22 @@ from numba import njit
 
 # Sums may be reordered and products fused with sums; infinities and NaN stay what they are.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
-_compiled: Any = partial(njit, cache=True, error_model="numpy", fastmath=_FASTMATH)
-# For loops that run in several threads; too short ones lose more by handing the lock over.
-_compiled_nogil: Any = partial(_compiled, nogil=True)
+
+
+def _compiled(function) -> Any:
+    """Compiled, or from numba's cache, where a file that was cut off counts as absent."""
+    made = njit(cache=True, error_model="numpy", fastmath=_FASTMATH)(function)
+    load = made._cache.load_overload
+
+    def load_whole(*given: Any) -> Any:
+        try:
+            return load(*given)
+        except (EOFError, UnpicklingError):
+            made._cache.flush()
+            return None
+
+    made._cache.load_overload = load_whole
+    return made
 
 
 # ------------------------------------------------------------------- batch norm, relu and dropout
@@ -255,7 +268,7 @@ def attend_backward(
     grad_bias[0], grad_bias[1] = grad_logits, -grad_logits
 
 
-@_compiled_nogil
+@_compiled
 def first_layer(share, user_part, movie_parts, bias, out):
     """``relu(share user_part + (1 - share) movie_part + bias)`` of one user and `n` movies.
 

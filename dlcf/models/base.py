@@ -169,7 +169,13 @@ class Recommender(ABC):
         `pairs` is a frame with `userId`, `movieId` and, for models that use time, `timestamp`.
         """
         self._check_fitted()
-        pairs = check_pairs(pairs, source="pairs")
+        ratings = self._predict_pairs(check_pairs(pairs, source="pairs"))
+        if not np.isfinite(ratings).all():
+            raise ValueError(f"{self.name} predicts what is not finite; fit the model again")
+        return np.clip(ratings, *self.scale)
+
+    def _predict_pairs(self, pairs: pd.DataFrame) -> Floats:
+        """:meth:`predict` of a frame that is checked; a model may serve the unknown otherwise."""
         users, known_user, movies, known_movie = self.positions(pairs)
         ratings = (
             self._mean
@@ -180,9 +186,7 @@ class Recommender(ABC):
         if known.any():
             time = pairs["timestamp"].to_numpy()[known] if "timestamp" in pairs else None
             ratings[known] = self._predict(users[known], movies[known], time)
-        if not np.isfinite(ratings).all():
-            raise ValueError(f"{self.name} predicts what is not finite; fit the model again")
-        return np.clip(ratings, *self.scale)
+        return ratings
 
     def score_all(self, user_ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
         """Ranking scores of the whole catalogue; they need not be ratings.

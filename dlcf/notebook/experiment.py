@@ -6,7 +6,6 @@ import ast
 import html
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def output_folder(notebook: str, parameters: Mapping[str, Any]) -> Path:
     changed = [f"{k}={v}" for k, v in sorted(parameters.items()) if v != stored[k]]
     if not changed:
         return paths.ROOT
-    return paths.RUNS / re.sub(r"[^\w=.+-]", "_", "-".join([notebook, *changed]))
+    return paths.RUNS / paths.file_name("-".join([notebook, *changed]))
 
 
 class Run:

@@ -336,8 +336,7 @@ def reading_errors(tables: Mapping[str, pd.DataFrame], references: Mapping[str, 
 def changes(tables: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> Figure:
     """Changes against a common base, one panel a split; filled where the corrected p is below 0.05.
 
-    `tables` maps a split to one frame for each colour, all with the same index and the columns of
-    :func:`~dlcf.paper.components.component_table`; a line separates what stands before a colon.
+    `tables` maps a split to a :func:`~dlcf.paper.components.component_table` for each colour.
     """
     rows = len(next(iter(next(iter(tables.values())).values())))
     figure, axes = _panels(len(tables), 1.0 + 0.22 * rows, sharey=True)

@@ -121,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.keep and options.parameter:
         parser.error("--keep is for the stored parameters; leave out -p")
-    names = [Path(n).stem for n in options.notebooks]
+    if options.output and options.output.resolve() == paths.NOTEBOOKS.resolve():
+        parser.error("--output would replace the notebooks themselves; --keep keeps their outputs")
+    names = list(dict.fromkeys(Path(n).stem for n in options.notebooks))
     names = names or sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
     if not names:
         parser.error(f"no notebooks in {paths.NOTEBOOKS}; run this in a checkout of the repository")

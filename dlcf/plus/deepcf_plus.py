@@ -42,6 +42,7 @@ from dlcf.plus.evidence import (
     episodes,
 )
 from dlcf.plus.subsets import describe_parts
+from dlcf.ratings import check_pairs
 from dlcf.runtime.settings import setting
 from dlcf.training import (
     Batch,
@@ -238,8 +239,8 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         are those of what is known. `timestamp` is that of the prediction, as in :meth:`predict`.
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
-        if timestamp is not None:
-            pair["timestamp"] = timestamp
+        pair = pair if timestamp is None else pair.assign(timestamp=timestamp)
+        pair = check_pairs(pair, source="pair")
         rating = float(self.predict(pair)[0])
         users, (known_user,), movies, (known_movie,) = self.positions(pair)
         user_weight = 0.5 if known_user == known_movie else float(known_user)
@@ -275,6 +276,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         in the order of :meth:`ratings_of`. Ratings ``(m,)``, inside the scale; without any rating,
         it is that of a user who has none.
         """
+        pair = check_pairs(pair, source="pair")
         users, (known_user,), _, _ = self.positions(pair)
         if not known_user:
             raise ValueError(f"user {pair['userId'].iloc[0]} has no rating in train to leave out")
@@ -352,6 +354,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         None where the weights or the shares are all alike. Pairs of unknown users and movies are
         left out; of the rest 2,000 at most are read, evenly spread.
         """
+        pairs = check_pairs(pairs, source="pairs")
         _, known_user, _, known_movie = self.positions(pairs)
         known = np.flatnonzero(known_user & known_movie)
         some = pairs.iloc[known[evenly_spread(len(known), MOST_MEASURED)]]
@@ -364,6 +367,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
         `pairs` are as in :meth:`predict`; the unknown has the weights that :meth:`explain` gives.
         """
+        pairs = check_pairs(pairs, source="pairs")
         users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)
         known = np.flatnonzero(known_user & known_movie)

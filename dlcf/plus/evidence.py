@@ -33,6 +33,7 @@ from dlcf.models.base import (
     Interactions,
     fit_biases,
 )
+from dlcf.ratings import check_pairs
 from dlcf.serving.history import HistoryRecommender
 
 Values = NDArray[Any]
@@ -346,15 +347,14 @@ class EvidenceRecommender(HistoryRecommender):
     folds: int
     seed: int
 
-    def predict(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
+    def _predict_pairs(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
         """As the base's, but a known user's unknown movies get evidence too, not a fallback."""
-        ratings = super().predict(pairs)
+        ratings = super()._predict_pairs(pairs)
         users, known_user, _, known_movie = self.positions(pairs)
         new = known_user & ~known_movie
         if new.any():
             columns = self._columns(pairs["movieId"].to_numpy()[new])
-            found = self._predict(users[new], columns, self._stamps(pairs[new]))
-            ratings[new] = np.clip(found, *self.scale)
+            ratings[new] = self._predict(users[new], columns, self._stamps(pairs[new]))
         return ratings
 
     def evidence(self, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -364,6 +364,7 @@ class EvidenceRecommender(HistoryRecommender):
         :meth:`Context.user_evidence` and :meth:`Context.movie_evidence`. ValueError where nothing
         that the user rated is visible, but at most the rating of the pair itself.
         """
+        pairs = check_pairs(pairs, source="pairs")
         users, known, _, _ = self.positions(pairs)
         movies = self._columns(pairs["movieId"].to_numpy())
         times = self._times(users, self._stamps(pairs))
@@ -474,6 +475,10 @@ class EvidenceRecommender(HistoryRecommender):
     def _observe(self, growth: Growth) -> None:
         """All evidence is computed from all ratings, whose folds are drawn anew."""
         before, new = growth.before, growth.data
+        if before._timed and not new.timestamps.any():
+            raise ValueError(
+                f"ratings have no times, which this {self.name} learned from; add them"
+            )
         self._other_ids = np.setdiff1d(before._other_ids, self.movie_ids)
         columns = self._columns_in(before)
         self.side = SideInformation(before.side.genres[columns], before.side.years[columns])

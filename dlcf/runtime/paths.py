@@ -6,6 +6,7 @@ installed without one, data and cache are in the user's folders, the rest in the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,13 @@ def path(given: str | Path) -> Path:
     if not str(given).strip():
         raise ValueError("a path is empty; name a folder or a file")
     return Path(os.path.expanduser(given))
+
+
+def file_name(text: str) -> str:
+    """`text` as the name of a file: another text has another name."""
+    name = re.sub(r"[^\w=.+-]", "_", text)[:200]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return name if name == text else f"{name}-{digest}"
 
 
 def write_atomically(path: Path, *content: bytes | memoryview | str) -> Path:

@@ -24,7 +24,8 @@ from dlcf.runtime import paths
 from dlcf.runtime.paths import write_atomically
 
 DESCRIPTION = "model.json"
-TENSORS, ANY_TENSORS = "model-{}.safetensors", "model*.safetensors"
+TENSORS, ANY_TENSORS = "model-{}.safetensors", f"model-{'[0-9a-f]' * 16}.safetensors"
+DIGEST = "tensors sha256"
 LOCK = ".lock"
 TRIES = 20  # of reading while another process saves
 
@@ -44,7 +45,7 @@ def write_folder(
     tensors = TENSORS.format(digest[:16])
     content = {
         "tensors": tensors,
-        "tensors sha256": digest,
+        DIGEST: digest,
         "model sha256": hashlib.sha256(text.encode()).hexdigest(),
         "model": description,
     }
@@ -76,7 +77,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
                 raise ValueError("it is not of this version")
             _verify(json.dumps(content["model"], ensure_ascii=False), content["model sha256"])
             blob = (path.parent / content["tensors"]).read_bytes()
-            _verify(blob, content["tensors sha256"])
+            _verify(blob, content[DIGEST])
             return load(blob), content["model"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             # Tensors are missing where another process has saved between the two reads.
@@ -102,6 +103,8 @@ def folder_for_model(folder: str | Path) -> Path:
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     ours = (DESCRIPTION, ANY_TENSORS, ".*")  # hidden files: a killed run's, or the system's
     others = [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]
+    if DESCRIPTION in names and DIGEST not in (folder / DESCRIPTION).read_text("utf-8", "replace"):
+        others.append(f"a {DESCRIPTION} of something else")
     if others:
         raise ValueError(
             f"{folder} holds {others[0]}, which is no part of a saved model; name an empty folder "

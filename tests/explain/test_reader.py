@@ -335,6 +335,18 @@ class TestPage:
         assert [e.text() for e in page.explanations] == [e.text() for e in alone]
         assert str(page).count("Had you rated") == sum(e.counterfactual is not None for e in alone)
 
+    def test_frames_are_checked_like_those_of_training(
+        self, fitted: dict[str, Recommender], toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+    ) -> None:
+        model = fitted["item-knn"]
+        user = int(model.user_ids[0])
+        expected = page_of(model, user, toy_ratings, toy_movies, measured=False)
+        as_text = toy_ratings.astype(str), toy_movies.assign(movieId=toy_movies["movieId"].map(str))
+        assert page_of(model, user, *as_text, measured=False) == expected
+        movie = expected.explanations[0].movie_id
+        with pytest.raises(ValueError, match="give lists of texts"):
+            explain_for(model, user, movie, movies=toy_movies.assign(genres="Drama|War"))
+
     def test_its_html_is_safe_and_well_formed(
         self, fitted: dict[str, Recommender], toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
     ) -> None:

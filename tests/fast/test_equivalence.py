@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -221,3 +226,23 @@ def test_models_fit_and_score_without_it(
     with dlcf.fast.disabled():
         exact = fast.score_all(fast.user_ids)
     np.testing.assert_allclose(fast.score_all(fast.user_ids), exact, rtol=0, atol=1e-5)
+
+
+def test_a_damaged_cache_of_compiled_loops_is_compiled_anew(tmp_path: Path) -> None:
+    program = "import numpy as np; from dlcf.fast import kernels; sums = np.empty(2, np.float32);"
+    program += "kernels.column_sums(np.ones((3, 2), np.float32), sums); print(sums)"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def output() -> str:
+        run = [sys.executable, "-c", program]
+        return subprocess.run(
+            run, env=environment, text=True, check=True, capture_output=True
+        ).stdout
+
+    assert output() == "[3. 3.]\n"
+    files = sorted(tmp_path.rglob("*.nb?"))
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    for path in files:
+        for n_bytes in (0, path.stat().st_size // 2):
+            os.truncate(path, n_bytes)
+            assert output() == "[3. 3.]\n", (path.suffix, n_bytes)

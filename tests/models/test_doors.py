@@ -19,6 +19,12 @@ from dlcf.registry import available, load_model, make
 from dlcf.runtime.saving import read_folder, write_folder
 
 
+def other_kinds(pairs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The same pairs in columns of other kinds."""
+    kinds = ("str", "category", "Int64", ">i8", "float64", "object")
+    return {kind: pairs.astype(kind) for kind in kinds}
+
+
 def state(model: Recommender, ratings: pd.DataFrame) -> list[Any]:
     users = model.user_ids[:5]
     return [model.config, model.predict(ratings).tolist(), model.score_all(users).tolist()]
@@ -254,3 +260,45 @@ def test_a_network_goes_to_the_device_that_is_asked_for(
     assert load_model(folder, device="cpu").config["device"] == "cpu"
     with pytest.raises(ValueError, match="device is 'cuda', but CUDA is not available here"):
         load_model(folder, device="cuda")
+
+
+@pytest.mark.parametrize("name", available())
+def test_pairs_of_other_kinds_have_the_same_predictions(
+    name: str, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    """Also those of users and movies without ratings, whom some models serve in their own way."""
+    other = pd.concat([toy_movies, toy_movies.head(1).assign(movieId=999)], ignore_index=True)
+    model = make(name, **TINY.get(name, {})).fit(toy_ratings, movies=other)
+    pairs = toy_ratings.head(30)[["userId", "movieId", "timestamp"]].reset_index(drop=True)
+    pairs.loc[:4, "movieId"], pairs.loc[5:9, "movieId"], pairs.loc[10:14, "userId"] = 999, 10**9, 1
+    asked = [model.predict]
+    asked += [getattr(model, n) for n in ("attention_weights", "evidence") if hasattr(model, n)]
+    for ask in asked:
+        of = pairs if ask == model.predict else pairs.iloc[15:]
+        expected = np.asarray(ask(of))
+        for kind, given in other_kinds(of).items():
+            np.testing.assert_array_equal(np.asarray(ask(given)), expected, err_msg=kind)
+
+
+@pytest.mark.parametrize("name", ["deepcf", "deepcf-plus"])
+def test_an_explanation_is_of_a_user_by_number(name: str, toy_ratings: pd.DataFrame) -> None:
+    model = make(name, **TINY.get(name, {})).fit(toy_ratings)
+    user, movie = toy_ratings[["userId", "movieId"]].iloc[0].tolist()
+    assert model.explain(str(user), movie).user_weight == model.explain(user, movie).user_weight
+    for wrong in (True, None, "anna", 2.5):
+        with pytest.raises(ValueError, match="userId"):
+            model.explain(wrong, movie)
+
+
+@pytest.mark.parametrize("name", ["mf", "svdpp", "deepcf", "deepcf-plus"])
+def test_a_batch_is_no_larger_than_the_ratings(name: str, toy_ratings: pd.DataFrame) -> None:
+    models = (make(name, **{**TINY[name], "batch_size": n}) for n in (10**5, 10**9))
+    one, huge = (model.fit(toy_ratings).predict(toy_ratings) for model in models)
+    assert np.array_equal(one, huge)
+
+
+def test_an_index_that_is_named_like_a_column_means_nothing(toy_ratings: pd.DataFrame) -> None:
+    train, test = dlcf.split(toy_ratings)
+    expected = dlcf.evaluate(make("bias").fit(train), train, test)
+    train, test = (frame.set_index("userId", drop=False) for frame in (train, test))
+    assert dlcf.evaluate(make("bias").fit(train), train, test) == expected

@@ -189,7 +189,8 @@ def test_other_parameters_write_elsewhere(checkout: Path) -> None:
     assert started().folder == checkout
     assert started(COUNT=3).folder == checkout
     other = started(COUNT=5, NAME="../a b")
-    assert other.folder == checkout / "runs" / "toy-COUNT=5-NAME=.._a_b"
+    assert other.folder.parent == checkout / "runs"
+    assert other.folder.name.startswith("toy-COUNT=5-NAME=.._a_b-")
     other.record({"twice": 10})
     assert not (checkout / "results" / "toy.json").exists()
     assert (other.folder / "results" / "toy.json").is_file()
@@ -238,6 +239,14 @@ def test_figures_are_the_same_bytes_each_time(
     monkeypatch.setenv(experiment.CHECK, "1")
     started().save_figure(plt.figure(), "other")
     assert not list((checkout / "figures").glob("other*"))
+
+
+def test_other_parameters_have_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "read_parameters", lambda _: {"DATASET": "ml-latest-small"})
+    names = ["/data/ml a", "/data/ml_a", "/data/ml/a", "/data/ml-a", "x" * 300, "x" * 301]
+    folders = {experiment.output_folder("toy", {"DATASET": name}) for name in names}
+    assert len(folders) == len(names)
+    assert max(len(folder.name) for folder in folders) < 255
 
 
 def test_a_parameter_that_is_stored_anyway_is_no_change(checkout: Path) -> None:
@@ -325,6 +334,7 @@ def _package_copy(checkout: Path) -> Path:
         (["toy", "-p", "COUNT", "five"], "COUNT is 'five'"),
         (["nope"], "no notebook 'nope'"),
         (["toy", "--keep", "-p", "COUNT", "5"], "leave out -p"),
+        (["toy", "--output", "CHECKOUT/notebooks"], "would replace the notebooks"),
         ([], "no notebooks in"),
     ],
 )
@@ -335,7 +345,7 @@ def test_the_runner_refuses_before_it_runs(
     message: str,
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        run.main(arguments)
+        run.main([argument.replace("CHECKOUT", str(checkout)) for argument in arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not list((checkout / "runs").iterdir())

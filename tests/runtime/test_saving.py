@@ -51,6 +51,16 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["thesis.tex"]
 
 
+def test_the_files_of_another_program_are_kept(tmp_path: Path) -> None:
+    """Also where they are called like ours."""
+    for name, content in (("model.json", '{"keras": 2}'), ("model-final.safetensors", "weeks")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match="name an empty folder"):
+            written(1.0, tmp_path)
+        assert (tmp_path / name).read_text() == content
+        (tmp_path / name).unlink()
+
+
 def test_beside_a_model_too(tmp_path: Path) -> None:
     folder = written(1.0, tmp_path / "m")
     (folder / "notes").mkdir()

@@ -176,3 +176,32 @@ def test_it_is_saved_or_refuses(
     np.testing.assert_allclose(loaded.predict(pairs), served.predict(pairs), atol=1e-6)
     scores = (model.score_all([NEW_USER]) for model in (loaded, served))
     np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["item-knn", "ease", "deepcf-plus"])
+@pytest.mark.parametrize("how", ["observe", "revised"])
+def test_fitting_again_forgets_what_was_observed_or_revised(
+    name: str, how: str, toy_ratings: pd.DataFrame, tmp_path: Path
+) -> None:
+    """It is the model of a fresh fit, and can be saved."""
+    settings = PLUS if name == "deepcf-plus" else {}
+    model = make(name, **settings).fit(toy_ratings)
+    if how == "observe":
+        new = toy_ratings.drop_duplicates("movieId").head(8)
+        served = model.observe(new.assign(userId=2, timestamp=1_600_000_000))
+    else:
+        user, movie = toy_ratings[["userId", "movieId"]].iloc[0].tolist()
+        served = model.revised(user, {movie: None})
+    part = toy_ratings[toy_ratings["userId"] > 100]
+    expected = make(name, **settings).fit(part)
+    again = served.fit(part)
+    assert np.array_equal(again.predict(part), expected.predict(part))
+    assert np.array_equal(again.score_all(part["userId"]), expected.score_all(part["userId"]))
+    again.save(tmp_path / "model")
+
+
+def test_a_model_of_times_observes_no_ratings_without(toy_ratings: pd.DataFrame) -> None:
+    model = make("deepcf-plus", **PLUS).fit(toy_ratings)
+    new = toy_ratings.drop_duplicates("movieId").head(3).assign(userId=2)
+    with pytest.raises(ValueError, match="have no times, which this deepcf-plus learned from"):
+        model.observe(new.drop(columns="timestamp"))
