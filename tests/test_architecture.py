@@ -28,7 +28,7 @@ CORE = (
     "models/mf.py",
     "models/deepcf.py",
 )
-# More than 11,500 in all: frames, settings and files on disk are checked for every room, two studies
+# More than 11,500 in all: frames, settings and files on disk are checked for every room, studies
 # of the paper's network, models observe new ratings, and parts of a history are read in one pass.
 CORE_LINES, ALL_LINES = 2200, 12_660
 LINES = {

@@ -28,7 +28,7 @@ _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 def _compiled(function) -> Any:
     """Compiled, or from numba's cache, where a file that was cut off counts as absent."""
-    made = njit(cache=True, error_model="numpy", fastmath=_FASTMATH)(function)
+    made: Any = njit(cache=True, error_model="numpy", fastmath=_FASTMATH)(function)
     load = made._cache.load_overload
 
     def load_whole(*given: Any) -> Any:

@@ -22,7 +22,7 @@ class HistoryRecommender(Recommender):
     """
 
     is_revised = False  # it serves other ratings than it could be restored with
-    of_revised = ("is_revised",)  # attributes that only a revised model has
+    of_revised: tuple[str, ...] = ("is_revised",)  # attributes that only a revised model has
 
     def _learn(self, *given: Any) -> None:
         for name in self.of_revised:
