@@ -33,6 +33,8 @@ def frame(rows: list[tuple[Any, ...]] = ROWS, **columns: Any) -> pd.DataFrame:
         (frame(rating=[4.0, 5.5, 3.0]), "row 1: rating 5.5 is off the scale 0.5 to 5.0; correct"),
         (frame(movieId=[10, 20.5, 30]), "row 1: movieId 20.5 is not a whole number of 64 bits"),
         (frame(movieId=[10, 1e19, 30]), "row 1: movieId 1e+19 is not a whole number of 64 bits"),
+        (frame(movieId=["10", "9007199254740993", "5.0"]),
+         "row 1: movieId 9007199254740993 is too large to be exact as a decimal; give"),
         (frame(timestamp=pd.to_datetime(["2020-01-01"] * 3)), "row 0: timestamp '2020-01-0"),
         (frame(userId=[1, 2, 1], movieId=[9, 9, 9]),
          "row 2: duplicate pair of userId 1 and movieId 9, which row 0 holds too; keep one"),

@@ -138,8 +138,12 @@ def _read_ratings(source: Source, file: str, scale: tuple[float, float]) -> pd.D
             ratings: pd.DataFrame = pd.read_csv(counted, dtype=DTYPES, **form)
         n_lines = len(ratings) + (form.get("header", 0) == 0)
         n_columns = len(form.get("names", ratings.columns))
-        # Pandas cuts a number at a NUL byte, and the first row to the columns of the header.
-        if counted.nuls == 0 and counted.separators == n_lines * (n_columns - 1):
+        # Pandas cuts a number at a NUL byte, and the first row to the columns of the header; it
+        # calls a second "rating" "rating.1", and reads ids by way of floats where one has a point.
+        distinct = ratings.columns.str.replace(r"\.\d+$", "", regex=True).is_unique
+        exact = (ratings.filter(["userId", "movieId"]).abs() < 2**53).all(axis=None)
+        whole = counted.nuls == 0 and counted.separators == n_lines * (n_columns - 1)
+        if distinct and exact and whole:
             return check_ratings(ratings, scale=scale, source=file, require_timestamp=True)
     return _read_carefully(source, file, scale)
 
@@ -194,7 +198,7 @@ def _read_movies(source: Source, file: str) -> pd.DataFrame:
         return table.assign(genres=table["genres"].str.split("|"))
     if file == "movies.dat":
         lines = _split_lines(source, file, "::", columns)
-        rows = [(movie, title, genres.split("|")) for movie, title, genres, *_ in lines]
+        rows = [(movie, title, genres.split("|")) for movie, title, genres in lines]
     elif file == "u.item":
         names = [line[0] for line in _split_lines(source, "u.genre", "|", ["genre", "number"])]
         fields = ["movieId", "title", "release", "video release", "address", *names]
@@ -206,7 +210,7 @@ def _read_movies(source: Source, file: str) -> pd.DataFrame:
         fields = ["item_id", "movie_title", "release_year", "class"]
         rows = [
             (movie, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split(" "))
-            for movie, title, year, genres, *_ in _split_lines(source, file, "\t", fields)[1:]
+            for movie, title, year, genres in _split_lines(source, file, "\t", fields)[1:]
         ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -226,13 +230,16 @@ def _read_text(source: Source, file: str, columns: list[str]) -> pd.DataFrame:
 def _refuse_uneven_rows(
     source: Source, file: str, separator: str = ",", columns: list[str] | None = None
 ) -> None:
-    """ValueError for a NUL byte or a number of fields that is not that of columns or header."""
+    """ValueError for a NUL byte, a row with more or fewer fields than columns or header has, or a
+    header that names a column twice."""
     with source.open(file) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
         rows = csv.reader(_without_nul(text, file), delimiter=separator)
         try:
             for row in rows:
-                columns = columns or row
+                if not columns:
+                    columns = row
+                    Rows(pd.DataFrame(columns=[name for name in row if name]), file)
                 if row and len(row) != len(columns):
                     raise csv.Error(f"{len(row)} fields, not {len(columns)}")
         except csv.Error as error:
@@ -249,7 +256,7 @@ def _without_nul(lines: Iterable[str], file: str) -> Iterator[str]:
 
 
 def _split_lines(source: Source, file: str, separator: str, columns: list[str]) -> list[list[str]]:
-    """The fields of each line; a line that has fewer than columns is refused."""
+    """The fields of each line, as many as columns; only a tag may hold the separator."""
     with source.open(file) as stream:
         content = stream.read()
     try:
@@ -260,7 +267,7 @@ def _split_lines(source: Source, file: str, separator: str, columns: list[str]) 
     whole = _without_nul(text.rstrip("\r\n").split("\n"), file)
     lines = [line.rstrip("\r").split(separator) for line in whole]
     for number, line in enumerate(lines, start=1):
-        if len(line) < len(columns):
+        if len(line) < len(columns) or (len(line) > len(columns) and "tag" not in columns):
             problem = f"not {', '.join(columns)} with {separator!r} between"
             raise ValueError(f"{file}, row {number}: {problem}; correct or drop the row")
     return lines

@@ -103,6 +103,10 @@ class Rows:
         else:
             bad = numbers > np.iinfo(np.int64).max
         self.refuse(bad, f"{column} {{{column}}} is not a whole number of 64 bits")
+        if numbers.dtype.kind == "f":  # as text is too, where another row has a decimal point
+            bad = np.abs(numbers) >= 2.0**53
+            problem = f"{column} {{{column}}} is too large to be exact as a decimal"
+            self.refuse(bad, problem, "give the column as whole numbers")
         return numbers.astype(np.int64, copy=False)
 
     def within(self, column: str, low: float, high: float, problem: str) -> np.ndarray:

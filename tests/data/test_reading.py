@@ -183,6 +183,12 @@ GOOD = "1,10,4.0,5\n"
          "ratings.csv, row 4: duplicate pair of userId 1 and movieId 10, which row 2 holds too"),
         (HEAD + GOOD + "1,2,3,4,5,6\n", "ratings.csv is malformed: "),
         (HEAD + GOOD + '"1,2,3,4\n', "ratings.csv is malformed: "),
+        (HEAD.replace("\n", ",rating\n") + "1,11,4.0,5,1.0\n",
+         "ratings.csv: column 'rating' comes twice; drop one of them"),
+        (HEAD.replace("rating", "rating,rating") + "1,11,4.0,1.0,5\n",
+         "ratings.csv: column 'rating' comes twice; drop one of them"),
+        (HEAD + "9007199254740993,11,4.0,5\n5.0,11,4.0,5\n",
+         "ratings.csv, row 2: userId 9007199254740993 is too large to be exact as a decimal"),
         (b"\xff\xfe\x00\x01\x02\x03\n\x80\x81", "column 'userId' is missing"),
         (HEAD.encode() + b"1,1\xe9,4.0,5\n", "ratings.csv, row 2: movieId '1\ufffd' is not a num"),
     ],
@@ -214,6 +220,34 @@ def test_wrong_lines_of_movies_and_tags_are_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "e", tags_csv="userId,movieId,tag,timestamp\nx,1,y,2\n")
     with pytest.raises(ValueError, match=r"tags\.csv, row 2: userId 'x' is not a number"):
         data.load_tags(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"movies_dat": "1::A (1990)::War\n2::Face::Off (1997)::Action\n"},
+         "movies.dat, row 2: not movieId, title, genres with '::' between; correct or"),
+        ({"u_genre": "Action|0\nCrime|1\n", "u_item": "1|A|x||u|0|1\n2|B|x||u|0|1|1\n"},
+         "u.item, row 2: not movieId, title, "),
+        ({"u_genre": "Action|0\nCrime|War|1\n", "u_item": "1|A|x||u|0|1\n"},
+         "u.genre, row 2: not genre, number"),
+        ({"ml-100k_item": ITEM + "3\tC\t1995\tWar\tDrama\n"}, "ml-100k.item, row 5: not item_id"),
+        ({"movies_csv": "movieId,title,genres,title\n2,Heat (1995),Crime,Other\n"},
+         "movies.csv: column 'title' comes twice; drop one of them"),
+    ],
+)  # fmt: skip
+def test_more_fields_or_columns_than_there_are_is_refused(
+    files: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.load_movies(folder_with(tmp_path / "mine", **files))
+
+
+def test_a_column_of_a_numbered_name_is_another(tmp_path: Path) -> None:
+    head, *rows = CSV.splitlines()
+    csv = [head + ",rating.1,,", *(row + ",1.0,," for row in rows)]
+    folder = folder_with(tmp_path / "mine", ratings_csv="\n".join(csv))
+    pd.testing.assert_frame_equal(data.load_ratings(folder), frame().astype(DTYPES))
 
 
 def test_scale_of_the_data_set_is_enforced(tmp_path: Path) -> None:
