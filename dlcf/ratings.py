@@ -21,7 +21,8 @@ DTYPES: dict[Any, Any] = {
     "timestamp": "int64",
 }
 COLUMNS = list(DTYPES)
-LAST_SECOND = 2**32  # the year 2106; a larger number is milliseconds
+# The years 1901 and 2106: a larger number is milliseconds, the lowest of 64 bits is pandas' NaT.
+FIRST_SECOND, LAST_SECOND = -(2**31), 2**32
 
 
 def check_ratings(
@@ -38,8 +39,8 @@ def check_ratings(
     `timestamp` int64 where given, and the frame's index.
 
     ValueError where a column is missing or comes twice; the frame is empty; a value is missing,
-    infinite, not a number, off the scale, or an id that is not whole; a pair of user and movie
-    comes twice. Rows are counted from 0, as in ``frame.iloc``.
+    infinite, not a number, off the scale, an id that is not whole, or a time before 1901 or after
+    2106; a pair of user and movie comes twice. Rows are counted from 0, as in ``frame.iloc``.
 
     Parameters
     ----------
@@ -156,4 +157,6 @@ def _seconds(rows: Rows) -> np.ndarray:
     seconds = rows.whole_numbers("timestamp")
     late = seconds >= LAST_SECOND
     rows.refuse(late, "timestamp {timestamp} is after 2106", "give seconds, not milliseconds")
+    missing = "give seconds; where the time is missing (NaT), drop the row"
+    rows.refuse(seconds < FIRST_SECOND, "timestamp {timestamp} is before 1901", missing)
     return seconds

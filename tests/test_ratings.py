@@ -76,6 +76,17 @@ def test_seconds_are_told_from_milliseconds() -> None:
             check(late)
 
 
+def test_a_time_that_is_missing_is_none_before_1901() -> None:
+    times = pd.to_datetime(pd.Series(["1969-07-20", "1901-12-14", None])).astype("datetime64[s]")
+    early = frame(timestamp=times.to_numpy().view("int64"))
+    for check in (check_ratings, check_pairs):
+        assert check(early[:2])["timestamp"].tolist() == [-14256000, -2147472000]
+        with pytest.raises(ValueError, match=r"row 2: timestamp -9223372036854775808 is before 19"):
+            check(early)
+        with pytest.raises(ValueError, match=r"row 0: .*; give seconds; .* \(NaT\), drop the row"):
+            check(early.assign(timestamp=-(2**31) - 1))
+
+
 def test_check_pairs() -> None:
     pairs = check_pairs(frame([*ROWS, *ROWS]))
     assert list(pairs.columns) == ["userId", "movieId", "timestamp"]

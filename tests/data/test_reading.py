@@ -189,6 +189,8 @@ GOOD = "1,10,4.0,5\n"
          "ratings.csv: column 'rating' comes twice; drop one of them"),
         (HEAD + "9007199254740993,11,4.0,5\n5.0,11,4.0,5\n",
          "ratings.csv, row 2: userId 9007199254740993 is too large to be exact as a decimal"),
+        (HEAD + GOOD + "1,11,4.0,-9223372036854775808\n",
+         "ratings.csv, row 3: timestamp -9223372036854775808 is before 1901; "),
         (b"\xff\xfe\x00\x01\x02\x03\n\x80\x81", "column 'userId' is missing"),
         (HEAD.encode() + b"1,1\xe9,4.0,5\n", "ratings.csv, row 2: movieId '1\ufffd' is not a num"),
     ],
