@@ -117,8 +117,11 @@ def check_movies(frame: pd.DataFrame, *, source: str = "movies frame") -> pd.Dat
 def check_ids(ids: Any, what: str) -> np.ndarray:
     """Ids as int64 ``(n,)``; ValueError for text, truth values and numbers that are not whole."""
     given = np.asarray(ids)
+    if given.dtype == np.int64 and given.ndim == 1:
+        return given
     if given.dtype.kind not in "iuf" and len(given):
-        raise ValueError(f"{what} {given.ravel()[0]!r} is no number; give MovieLens' whole numbers")
+        first = given.ravel().tolist()[0]
+        raise ValueError(f"{what} {first!r} is no number; give MovieLens' whole numbers")
     return Rows(pd.DataFrame({what: given}), f"list of {what}s").whole_numbers(what)
 
 

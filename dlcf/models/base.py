@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dlcf.ratings import check_ids, check_movies, check_pairs, check_ratings, rating_scale
+from dlcf.runtime.frames import Rows
 from dlcf.runtime.saving import write_folder
 from dlcf.runtime.settings import check_settings
 
@@ -240,20 +241,21 @@ class Recommender(ABC):
     def seen(self, user_ids: Sequence[int] | NDArray[Any]) -> tuple[Index, Index]:
         """What the users rated in training, as (position in `user_ids`, column) index arrays."""
         self._check_fitted()
-        users, known = _positions(self.user_ids, np.asarray(user_ids))
+        users, known = _positions(self.user_ids, check_ids(user_ids, "userId"))
         row, column = self._seen[users[known]].nonzero()
         return np.flatnonzero(known)[row], column.astype(np.int64)
 
     def positions(self, pairs: pd.DataFrame) -> tuple[Index, Known, Index, Known]:
         """Rows of users in `user_ids` (0 of unknown ones), whether known; the same of movies."""
         self._check_fitted()
-        users = _positions(self.user_ids, pairs["userId"])
-        return *users, *_positions(self.movie_ids, pairs["movieId"])
+        rows = Rows(pairs, "pairs")
+        users = _positions(self.user_ids, rows.whole_numbers("userId"))
+        return *users, *_positions(self.movie_ids, rows.whole_numbers("movieId"))
 
     def title(self, movie_id: int) -> str | None:
         """The movie's title; None where the model was fitted without titles or without it."""
         self._check_fitted()
-        position, known = _positions(self.movie_ids, np.array([movie_id]))
+        position, known = _positions(self.movie_ids, check_ids([movie_id], "movieId"))
         if self.titles is None or not known[0]:
             return None
         return self.titles[position[0]] or None
@@ -484,9 +486,8 @@ def top_k(scores: NDArray[Any], k: int) -> Index:
     return np.take_along_axis(columns, order, axis=1)
 
 
-def _positions(ids: Index, wanted: pd.Series | NDArray[Any]) -> tuple[Index, Known]:
+def _positions(ids: Index, wanted: Index) -> tuple[Index, Known]:
     """Where each wanted id stands in the sorted `ids`, 0 where it does not, and whether it does."""
-    wanted = np.asarray(wanted)
     position = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     known = ids[position] == wanted
     return np.where(known, position, 0), known

@@ -128,16 +128,32 @@ def test_pairs_are_checked_like_ratings(name: str, problem: str, toy_ratings: pd
         model.predict(WRONG_PAIRS[problem](toy_ratings[:5]))
 
 
-@pytest.mark.parametrize("ids", [["3"], [True], [3.5], [None]])
+@pytest.mark.parametrize("ids", [["3"], [True], [3.5], [None], [float("nan")]])
 def test_ids_of_another_kind_are_no_unknown_users(
-    ids: list[Any], toy_ratings: pd.DataFrame
+    ids: list[Any], toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
-    model = make("popular").fit(toy_ratings)
-    for ask in (model.score_all, model.recommend_all):
+    model = make("popular").fit(toy_ratings, movies=toy_movies)
+    for ask in (model.score_all, model.recommend_all, model.seen):
         with pytest.raises(ValueError, match="userId"):
             ask(ids)
+    with pytest.raises(ValueError, match="movieId"):
+        model.title(ids[0])
     assert model.score_all([3.0]).shape == (1, len(model.movie_ids))
+    assert model.title(2.0) == "Film 2 <b>" and len(model.seen([3.0])[0]) > 0  # type: ignore[arg-type]
     assert model.recommend_all([]).empty and model.score_all([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("name", ["deepcf", "deepcf-plus"])
+def test_ids_as_text_are_explained_or_refused(
+    name: str, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    model = make(name, **TINY[name]).fit(toy_ratings, movies=toy_movies)
+    with pytest.raises(ValueError, match="movieId '9' is no number"):
+        model.explain(3, "9")  # type: ignore[arg-type]
+    text = toy_ratings[:5].astype({"userId": str, "movieId": str})
+    assert np.array_equal(model.predict(text), model.predict(toy_ratings[:5]))
+    for given, found in zip(model.positions(toy_ratings), model.positions(text), strict=True):
+        assert np.array_equal(given[:5], found)
 
 
 @pytest.mark.parametrize("kind", ["category", "Int64", "UInt32", "uint16", ">i8", "Sparse[int64]"])
