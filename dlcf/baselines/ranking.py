@@ -38,7 +38,8 @@ class ImplicitALS(Recommender):
     iterations
         Times that users and movies are each solved for.
     alpha, positive_threshold
-        Confidence in a positive pair, and the lowest rating that makes one; 0 counts all.
+        Confidence in a positive pair, and the lowest rating that makes one; 0 counts all. `fit`
+        raises ValueError where no rating makes one.
     seed
         Of the initial vectors.
     """
@@ -52,10 +53,13 @@ class ImplicitALS(Recommender):
     seed: int = setting(0, least=0)
 
     def _fit(self, data: Interactions, *_: Any) -> None:
+        self._positive = data.ratings >= self.positive_threshold
+        if not self._positive.any():
+            threshold = f"positive_threshold {self.positive_threshold:g}"
+            raise ValueError(f"ials: no rating of train reaches {threshold}; lower it")
         with optional("implicit", self.name):
             import implicit.cpu.als as als
             from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-        self._positive = data.ratings >= self.positive_threshold
         positive = data.take(self._positive).matrix()
         # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
         # several come in any order, and so do their last bits.
@@ -256,14 +260,15 @@ class RP3Beta(Recommender):
     Parameters
     ----------
     alpha, beta
-        Power of the transition probabilities, and discount of popularity; 0 is P3alpha.
+        Power of the transition probabilities, and discount of popularity; 0 is P3alpha. Both are
+        below 5: float32 holds what larger powers give as 0.
     neighbors
         Largest w_ji that are kept of each movie j.
     """
 
     name: ClassVar[str] = "rp3beta"
-    alpha: float = setting(0.6, least=0)
-    beta: float = 0.4
+    alpha: float = setting(0.6, least=0, below=5)
+    beta: float = setting(0.4, below=5)
     neighbors: int = setting(500, least=1)
 
     def _fit(self, data: Interactions, *_: Any) -> None:

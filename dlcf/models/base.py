@@ -201,6 +201,8 @@ class Recommender(ABC):
         scores[~known] = self.movie_counts
         if known.any():
             scores[known] = self._score(users[known])
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{self.name} gives scores that are not finite; change its settings")
         return scores
 
     def recommend(self, user_id: int, k: int = 10, exclude_seen: bool = True) -> pd.DataFrame:

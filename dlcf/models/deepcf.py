@@ -121,6 +121,8 @@ class DeepCF(NetworkRecommender):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.hidden:
+            raise ValueError("hidden is (); give at least one layer")
         if len(self.hidden) != len(self.dropout):
             raise ValueError(
                 f"{len(self.hidden)} hidden layers but {len(self.dropout)} dropout rates; "

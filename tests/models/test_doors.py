@@ -62,6 +62,7 @@ def test_a_failed_fit_leaves_the_model_as_it_was(
         ("deepcf", "dropout", (0.1, 0.2, 0.3, 1.0)),
         ("deepcf", "hidden", "512"),
         ("deepcf", "hidden", (512, 0, 128, 64)),
+        ("deepcf", "hidden", ()),
         ("deepcf", "weights", "finest"),
         ("deepcf", "seed", -1),
         ("deepcf", "device", None),
@@ -69,6 +70,8 @@ def test_a_failed_fit_leaves_the_model_as_it_was(
         ("mf", "regularization", -1.0),
         ("svdpp", "epochs", -1),
         ("bias", "user_damping", float("nan")),
+        ("rp3beta", "alpha", 1e3),
+        ("rp3beta", "beta", 1e3),
     ],
 )
 def test_absurd_settings_are_refused_by_name(name: str, setting: str, value: Any) -> None:
@@ -88,6 +91,28 @@ def test_weights_that_are_not_finite_are_an_error(toy_ratings: pd.DataFrame) -> 
     model = make("mf", factors=3, epochs=30, learning_rate=1e38)
     with pytest.raises(ValueError, match=r"mf: \S+ is not finite after training"):
         model.fit(toy_ratings)
+
+
+def test_predictions_and_scores_that_are_not_finite_are_an_error(
+    toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make("bias").fit(toy_ratings)
+    for bad in (np.nan, np.inf):
+        monkeypatch.setattr(model, "_predict", lambda users, *_, bad=bad: np.full(len(users), bad))
+        with pytest.raises(ValueError, match=r"^bias predicts what is not finite; fit the model"):
+            model.predict(toy_ratings)
+        for ask in (model.score_all, model.recommend_all):
+            with pytest.raises(ValueError, match=r"^bias gives scores that are not finite; change"):
+                ask([3])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_settings_that_no_score_withstands_are_an_error(toy_ratings: pd.DataFrame) -> None:
+    model = make("deepcf-plus", **TINY["deepcf-plus"], rerank=1e3).fit(toy_ratings)
+    with pytest.raises(ValueError, match=r"^deepcf-plus gives scores that are not finite"):
+        model.recommend_all()
+    with pytest.raises(ValueError, match="no rating of train reaches positive_threshold 9; lower"):
+        make("ials", positive_threshold=9).fit(toy_ratings)
 
 
 @pytest.mark.parametrize("name", available())
