@@ -213,6 +213,17 @@ def test_missing_titles_are_none(toy_ratings: pd.DataFrame, toy_movies: pd.DataF
     assert make("popular").fit(toy_ratings, movies=toy_movies[["movieId"]]).title(second) is None
 
 
+def test_a_column_that_comes_twice_is_refused(
+    toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    train = pd.concat([toy_ratings, toy_ratings[["rating"]]], axis=1)
+    with pytest.raises(ValueError, match=r"^train: column 'rating' comes twice; drop one of them"):
+        make("popular").fit(train)
+    movies = pd.concat([toy_movies, toy_movies[["title"]]], axis=1)
+    with pytest.raises(ValueError, match=r"^movies frame: column 'title' comes twice; drop one"):
+        make("popular").fit(toy_ratings, movies=movies)
+
+
 def test_a_movie_that_comes_twice_is_refused(
     toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
@@ -343,3 +354,18 @@ def test_an_index_that_is_named_like_a_column_means_nothing(toy_ratings: pd.Data
     expected = dlcf.evaluate(make("bias").fit(train), train, test)
     train, test = (frame.set_index("userId", drop=False) for frame in (train, test))
     assert dlcf.evaluate(make("bias").fit(train), train, test) == expected
+
+
+@pytest.mark.parametrize("name", ["mf", "deepcf", "deepcf-plus"])
+def test_a_network_of_cuda_is_loaded_without_it(
+    name: str, toy_ratings: pd.DataFrame, tmp_path: Path
+) -> None:
+    model = make(name, **TINY[name], device="cpu").fit(toy_ratings)
+    arrays, description = read_folder(model.save(tmp_path / "m"))
+    description["config"]["device"] = "cuda"  # all that a model which was fitted there differs in
+    folder = write_folder(tmp_path / "of-cuda", arrays, description)
+    loaded = load_model(folder, device="cpu")
+    assert loaded.config["device"] == "cpu"
+    assert state(loaded, toy_ratings) == state(model, toy_ratings)
+    with pytest.raises(ValueError, match="device is 'cuda', but CUDA is not available here"):
+        load_model(folder)
