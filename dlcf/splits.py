@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dlcf.ratings import check_ratings
+from dlcf.runtime.settings import whole
 
 SPLITS = ("random", "user-temporal", "global-temporal", "leave-last-out")
 
@@ -21,8 +22,8 @@ def split(
     """Cut `ratings` into a train and a test frame.
 
     The two are disjoint, together complete, both in the row order of `ratings`, with their index
-    labels kept. ValueError where `how` is unknown, `test_size` is outside (0, 1), a frame is wrong,
-    or a part is empty.
+    labels kept. ValueError where `how` is unknown, `test_size` is outside (0, 1), `seed` is no
+    whole number from 0, a frame is wrong, or a part is empty.
 
     Parameters
     ----------
@@ -44,10 +45,11 @@ def split(
         raise ValueError(f"unknown split {how!r}; choose one of {', '.join(SPLITS)}")
     if not 0.0 < test_size < 1.0:
         raise ValueError(f"test_size is {test_size}; give a fraction between 0 and 1")
+    generator = np.random.default_rng(whole("seed", seed, 0))
     ratings = check_ratings(ratings, require_timestamp=how != "random")
 
     in_test = np.zeros(len(ratings), dtype=bool)
-    in_test[_test_rows(ratings, how, test_size, np.random.default_rng(seed))] = True
+    in_test[_test_rows(ratings, how, test_size, generator)] = True
     train, test = ratings[~in_test], ratings[in_test]
     if len(train) == 0 or len(test) == 0:
         raise ValueError(

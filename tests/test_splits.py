@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,6 +104,13 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         split(toy_ratings, how, test_size)
+
+
+@pytest.mark.parametrize("seed", [1.5, 2.0, "0", None, True, -1])
+def test_a_seed_is_a_whole_number(toy_ratings: pd.DataFrame, seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"^seed is .*; give a whole number of at least 0$"):
+        split(toy_ratings, seed=seed)
+    assert split(toy_ratings, seed=np.int64(3))[1].equals(split(toy_ratings, seed=3)[1])
 
 
 def test_temporal_split_needs_time(toy_ratings: pd.DataFrame) -> None:

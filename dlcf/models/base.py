@@ -17,7 +17,7 @@ from scipy import sparse
 from dlcf.ratings import check_ids, check_movies, check_pairs, check_ratings, rating_scale
 from dlcf.runtime.frames import Rows
 from dlcf.runtime.saving import write_folder
-from dlcf.runtime.settings import check_settings
+from dlcf.runtime.settings import check_settings, whole
 
 FORMAT = 1
 USER_DAMPING, MOVIE_DAMPING = 5.0, 3.0  # of the biases that serve as a fallback
@@ -224,8 +224,7 @@ class Recommender(ABC):
         default of all users that the model was fitted on.
         """
         self._check_fitted()
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least one recommendation")
+        k = whole("k", k, 1)
         wanted = self.user_ids if user_ids is None else check_ids(user_ids, "userId")
         lists = []
         for first in range(0, max(len(wanted), 1), _USERS_AT_ONCE):

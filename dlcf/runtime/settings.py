@@ -48,6 +48,13 @@ def check_settings(settings: Any) -> None:
         object.__setattr__(settings, declared.name, _checked(declared, str(declared.type), value))
 
 
+def whole(name: str, value: Any, least: int) -> int:
+    """`value`, an argument called `name`, as an int; ValueError where it is none from `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
+    return int(value)
+
+
 def _checked(declared: Field[Any], kind: str, value: Any) -> Any:
     if kind.endswith(" | None"):
         return None if value is None else _checked(declared, kind.removesuffix(" | None"), value)

@@ -168,6 +168,15 @@ def test_ids_of_another_kind_are_no_unknown_users(
     assert model.recommend_all([]).empty and model.score_all([]).shape[0] == 0
 
 
+@pytest.mark.parametrize("k", [2.0, 2.5, "3", None, True, 0])
+def test_a_list_has_a_whole_number_of_movies(k: Any, toy_ratings: pd.DataFrame) -> None:
+    model = make("popular").fit(toy_ratings)
+    for ask, who in ((model.recommend, 3), (model.recommend_all, [3])):
+        with pytest.raises(ValueError, match=r"^k is .*; give a whole number of at least 1$"):
+            ask(who, k=k)
+    assert len(model.recommend(3, k=np.int64(3))) == 3
+
+
 @pytest.mark.parametrize("name", ["deepcf", "deepcf-plus"])
 def test_ids_as_text_are_explained_or_refused(
     name: str, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
