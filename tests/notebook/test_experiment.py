@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 import dlcf
 from dlcf.notebook import experiment, report, run
@@ -266,6 +269,22 @@ def test_the_runner_executes_a_notebook(
     result = json.loads((checkout / "runs" / "toy-COUNT=5" / "results" / "toy.json").read_text())
     assert result["numbers"] == {"twice": 10}
     assert "toy-COUNT=5" in capsys.readouterr().out
+
+
+def test_the_progress_bar_shows_cells_and_minutes(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(run.papermill, "execute_notebook", lambda *_, **how: given.update(how))
+    run.run_notebook("toy", {}, checkout / "out" / "toy.ipynb")
+    with tqdm(total=3, unit="cell", file=(shown := io.StringIO()), **given["progress_bar"]) as bar:
+        assert bar.disable  # it is no terminal
+    always = {**given["progress_bar"], "disable": False}
+    with tqdm(total=3, unit="cell", file=shown, **always) as bar:
+        bar.start_t -= 80
+        bar.update(2)
+        bar.refresh()
+        assert re.fullmatch(r"toy: 2 of 3 cells, 01:\d\d *", shown.getvalue().split("\r")[-1])
 
 
 def test_the_runner_executes_two_notebooks_at_a_time(checkout: Path) -> None:
