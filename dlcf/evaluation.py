@@ -162,10 +162,7 @@ def prequential(
 
 def _duration(name: str, given: str) -> float:
     """In seconds; ValueError where it is none, or not above 0."""
-    try:
-        seconds = pd.Timedelta(given).total_seconds()
-    except (ValueError, TypeError):
-        seconds = 0.0
+    seconds = pd.to_timedelta(given, errors="coerce").total_seconds()
     if not seconds > 0:
         raise ValueError(f"{name} is {given!r}; give a duration above 0, such as '30D' or '1h'")
     return seconds

@@ -87,6 +87,14 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     raise AssertionError("not reached")
 
 
+def _is_of_something_else(description: Path) -> bool:
+    """Whether it can be read and has no checksum; what cannot be read is of a damaged model."""
+    try:
+        return DIGEST not in json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _verify(content: str | bytes, sha256: str) -> None:
     content = content.encode() if isinstance(content, str) else content
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -103,7 +111,7 @@ def folder_for_model(folder: str | Path) -> Path:
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     ours = (DESCRIPTION, ANY_TENSORS, ".*")  # hidden files: a killed run's, or the system's
     others = [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]
-    if DESCRIPTION in names and DIGEST not in (folder / DESCRIPTION).read_text("utf-8", "replace"):
+    if DESCRIPTION in names and _is_of_something_else(folder / DESCRIPTION):
         others.append(f"a {DESCRIPTION} of something else")
     if others:
         raise ValueError(

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dlcf.models.base import USER_DAMPING, Recommender
+from dlcf.ratings import check_ids
 
 
 class HistoryRecommender(Recommender):
@@ -104,6 +105,7 @@ class HistoryRecommender(Recommender):
 
     def _rows_of(self, user_id: int) -> tuple[int, int] | None:
         """Where the user's ratings begin and end in `_seen`; None for an unknown user."""
+        (user_id,) = check_ids([user_id], "userId").tolist()
         user = int(np.searchsorted(self.user_ids, user_id))
         if user == len(self.user_ids) or self.user_ids[user] != user_id:
             return None

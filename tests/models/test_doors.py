@@ -163,6 +163,10 @@ def test_ids_of_another_kind_are_no_unknown_users(
             ask(ids)
     with pytest.raises(ValueError, match="movieId"):
         model.title(ids[0])
+    keeps = make("item-knn").fit(toy_ratings)
+    for asked in (keeps.ratings_of, lambda user: keeps.revised(user, {})):
+        with pytest.raises(ValueError, match="userId"):
+            asked(ids[0])
     assert model.score_all([3.0]).shape == (1, len(model.movie_ids))
     assert model.title(2.0) == "Film 2 <b>" and len(model.seen([3.0])[0]) > 0  # type: ignore[arg-type]
     assert model.recommend_all([]).empty and model.score_all([]).shape[0] == 0

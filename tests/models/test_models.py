@@ -78,7 +78,7 @@ OTHER: dict[str, Any] = {
     "burn_in": 6,
     "samples": 3,
     "iterations": 5,
-    "alpha": 5.0,
+    "alpha": 4.0,
     "beta": 0.9,
     "positive_threshold": 3.0,
     "rating_weight": 0.2,

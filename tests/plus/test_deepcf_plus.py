@@ -538,7 +538,7 @@ def test_one_epochs_weights_are_kept(model: DeepCFPlus) -> None:
 
 def test_item_scores_follow_the_settings(model: DeepCFPlus) -> None:
     other = copy.copy(model)
-    del other.item_scores
+    other.__dict__.pop("item_scores", None)
     other.rating_weight = 0.0
     rated = (model._seen.toarray() > 0).astype(np.float32)
     assert np.array_equal(other.item_scores, ease_scores(rated, model.regularization))
