@@ -16,9 +16,8 @@ from dlcf.models.network import WEIGHTS
 from dlcf.ratings import fingerprint
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
-from dlcf.runtime.saving import DESCRIPTION, read_folder, write_folder
 from dlcf.splits import split
-from dlcf.studies.cache import code_version, digest_of
+from dlcf.studies.cache import code_version, digest_of, kept
 from dlcf.training import History
 from dlcf.variants.components import ComponentDeepCF
 
@@ -70,12 +69,13 @@ def fitted(fit: Fit) -> Fitted:
         "torch": torch.__version__,
     }
     folder = paths.CACHE / "paper" / f"fit-{digest_of(description)[:20]}"
-    if not (folder / DESCRIPTION).is_file():
+
+    def compute() -> tuple[dict[str, Floats], dict[str, Any]]:
         model.fit(train, test if fit.validate_on_test else None)
-        arrays: dict[str, Any] = {w: model.use_weights(w).predict(test) for w in WEIGHTS}
         about = {"history": model.history.as_dict(), "train_error": model.train_error}
-        write_folder(folder, arrays, about)
-    arrays, about = read_folder(folder)
+        return {w: model.use_weights(w).predict(test) for w in WEIGHTS}, about
+
+    arrays, about = kept(folder, compute)
     predicted = {which: arrays[which].astype(np.float64) for which in WEIGHTS}
     columns = test[["userId", "movieId", "rating"]]
     return Fitted(columns, predicted, History(**about["history"]), about["train_error"])

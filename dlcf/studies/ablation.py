@@ -8,7 +8,6 @@ step. The steps begin at the paper's network, at its best epoch on a tenth of tr
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from dlcf.ratings import fingerprint
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import train_validation_test
-from dlcf.studies.cache import code_version
+from dlcf.studies.cache import code_version, kept
 from dlcf.studies.results import interval_frame, load_results, options, provenance
 
 RESULTS_NAME = "ablation.json"
@@ -167,9 +166,11 @@ def run_seed(dataset: str, cell: tuple[str, int]) -> dict[str, dict[str, float]]
     measures = "studies.ablation", "evaluation", "metrics", "splits"
     code = code_version(DeepCFPlus, DeepCF, *measures)
     digests = "-".join(digest[:20] for digest in (code, fingerprint(ratings), fingerprint(movies)))
-    path = paths.CACHE / "ablation" / digests / f"{how}-{seed}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+    folder = paths.CACHE / "ablation" / digests / f"{how}-{seed}"
+    return kept(folder, lambda: ({}, _measured(ratings, movies, how, seed)))[1]
+
+
+def _measured(ratings: pd.DataFrame, movies: pd.DataFrame, how: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     parts = train_validation_test(ratings, how, validation_size=VALIDATION_SIZE, seed=seed)
     train, validation, _ = parts
@@ -189,9 +190,7 @@ def run_seed(dataset: str, cell: tuple[str, int]) -> dict[str, dict[str, float]]
     off, steps = ({k: errors[variant] for k, variant in kind.items()} for kind in (OFF, STEPS))
     paper = DeepCF(seed=seed, weights="best").fit(train)
     steps = {PAPER: rmse(validation["rating"], paper.predict(validation))} | steps
-    found = {"off": off, "steps": steps, "ranking": ranking}
-    paths.write_atomically(path, json.dumps(found))
-    return found
+    return {"off": off, "steps": steps, "ranking": ranking}
 
 
 def _ranking(fitted: DeepCFPlus, train: pd.DataFrame, validation: pd.DataFrame) -> dict[str, float]:

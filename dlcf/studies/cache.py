@@ -1,4 +1,4 @@
-"""Fits that were done before, and the digests of data, code and libraries that name them."""
+"""What was computed before, and the digests of data, code and libraries that name them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from importlib.util import resolve_name
@@ -22,11 +22,39 @@ from dlcf.ratings import fingerprint
 from dlcf.registry import load_model, make
 from dlcf.runtime import paths
 from dlcf.runtime.environment import library_versions
-from dlcf.runtime.saving import DESCRIPTION
+from dlcf.runtime.saving import read_folder, write_folder
 from dlcf.training import FASTER_STEPS, pick_device
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "numba", "implicit", "myfm")
+
+
+def kept(
+    folder: Path,
+    compute: Callable[[], Any],
+    load: Callable[[Path], Any] = read_folder,
+    save: Callable[[Any, Path], Any] = lambda found, folder: write_folder(folder, *found),
+) -> Any:
+    """What `folder` holds, else what `compute` returns, which is then kept there.
+
+    By default that is arrays and a description in JSON. Of processes that want the same at once,
+    one computes. A warning says where what was kept is damaged, or the new cannot be kept.
+    """
+    with ExitStack() as lock:
+        with suppress(OSError):  # a cache that cannot be written can still be read
+            lock.enter_context(FileLock(folder / ".fit.lock"))
+        try:
+            return load(folder)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            warnings.warn(f"computed anew, because {error}", stacklevel=3)
+        found = compute()
+        try:
+            save(found, folder)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"what was computed is not kept: {error}", stacklevel=3)
+    return found
 
 
 def fit_cached(
@@ -36,27 +64,10 @@ def fit_cached(
     movies: pd.DataFrame | None = None,
     **settings: Any,
 ) -> Recommender:
-    """Fit a model, or load it where the same fit was done before; see :func:`fit_key`.
-
-    Of processes that do the same fit at once, one fits and the others wait for it and load. A
-    warning says where the kept model was damaged, or the new one could not be kept.
-    """
+    """Fit a model, or load it where the same fit was done before; see `kept` and `fit_key`."""
     model = make(name, **settings)
     folder = paths.CACHE / "models" / f"{name}-{fit_key(model, train, validation, movies)[:20]}"
-    with ExitStack() as lock:
-        with suppress(OSError):  # a cache that cannot be written can still be read
-            lock.enter_context(FileLock(folder / ".fit.lock"))
-        if (folder / DESCRIPTION).is_file():
-            try:
-                return load_model(folder)
-            except (ValueError, FileNotFoundError) as error:
-                warnings.warn(f"fitted anew, because {error}", stacklevel=2)
-        model.fit(train, validation, movies)
-        try:
-            model.save(folder)
-        except (OSError, ValueError) as error:
-            warnings.warn(f"the fitted model is not kept: {error}", stacklevel=2)
-    return model
+    return kept(folder, lambda: model.fit(train, validation, movies), load_model, Recommender.save)
 
 
 def fit_key(

@@ -7,7 +7,6 @@ cache, so that a comparison that was cut off goes on where it stopped.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ from dlcf.registry import make
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import split
-from dlcf.studies.cache import code_version, digest_of, fit_cached
+from dlcf.studies.cache import code_version, digest_of, fit_cached, kept
 from dlcf.studies.results import INTERVAL, SPLITS, interval_frame, load_results, options, provenance
 
 RESULTS_NAME = "comparison.json"
@@ -110,22 +109,10 @@ def study(job: Job) -> dict[str, dict[str, Any]]:
 
     Label -> ``numbers`` (nested names to floats) and the per-user tables ``errors`` and ``lists``.
     """
-    folder = paths.CACHE / "study" / _digest(job)
-    if not (folder / "numbers.json").is_file():
-        model, train, test, movies = job.fit()
-        numbers = {}
-        for index, (label, variant) in enumerate(job.variants(model)):
-            numbers[label], *tables = measure(variant, train, test, movies, job.k, job.threshold)
-            for name, table in zip(TABLES, tables, strict=True):
-                content = table.to_csv(float_format="%.17g")
-                paths.write_atomically(folder / f"{name}-{index}.csv", content)
-        paths.write_atomically(folder / "numbers.json", json.dumps(numbers))
-    numbers = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
-    return {
-        label: {"numbers": values}
-        | {n: pd.read_csv(folder / f"{n}-{index}.csv", index_col="userId") for n in TABLES}
-        for index, (label, values) in enumerate(numbers.items())
-    }
+    _, found = kept(paths.CACHE / "studies" / _digest(job), lambda: ({}, _measured(job)))
+    for of in found.values():
+        of |= {name: pd.DataFrame(of[name]).set_index("userId") for name in TABLES}
+    return found
 
 
 def compare(jobs: Sequence[Job], workers: int | None = None) -> dict[str, Any]:
@@ -256,6 +243,17 @@ PLAN |= {name: {"model": name} for name in [*REST.split(), "global-mean"]}
 PLAN["deepcf-plus"]["changes"] = {"not re-ranked": {"rerank": 0.0}}
 # Not fitted on the global-temporal split: each has its like that does better.
 OUTDONE = {"deepcf, ranking output", "fm-implicit", "svdpp", "user-knn", "rp3beta", "global-mean"}
+
+
+def _measured(job: Job) -> dict[str, dict[str, Any]]:
+    """What :func:`study` returns, as JSON: a table is its columns."""
+    model, train, test, movies = job.fit()
+    found: dict[str, dict[str, Any]] = {}
+    for label, variant in job.variants(model):
+        numbers, *tables = measure(variant, train, test, movies, job.k, job.threshold)
+        columns = [table.reset_index().to_dict("list") for table in tables]
+        found[label] = {"numbers": numbers, **dict(zip(TABLES, columns, strict=True))}
+    return found
 
 
 def _over_seeds(values: Sequence[Any]) -> Any:

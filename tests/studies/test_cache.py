@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import pandas as pd
 import pytest
 
 import dlcf.fast
+from dlcf.models.baselines import Bias
+from dlcf.paper.fits import Fit, fitted
 from dlcf.registry import available, make
 from dlcf.runtime import paths
-from dlcf.studies import cache
+from dlcf.studies import ablation, cache
+from dlcf.studies.compare import TABLES, Job, study
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "factors": 4, "seed": 0}
 
@@ -135,58 +139,110 @@ def test_a_name_stands_for_its_module_alone(package: Path) -> None:
         cache.code_version("beyond", package=package)
 
 
-@pytest.mark.parametrize("damage", ["altered", "no tensors", "no model.json", "no JSON", "empty"])
-def test_a_damaged_model_is_fitted_anew_and_replaced(
-    damage: str, tmp_path: Path, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
-    first = cache.fit_cached("mf", toy_ratings, **SETTINGS)
-    (folder,) = (tmp_path / "models").iterdir()
-    (tensors,) = folder.glob("*.safetensors")
-    if damage == "altered":
-        tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
-    elif damage == "no tensors":
-        monkeypatch.setattr("dlcf.runtime.saving.TRIES", 1)
-        tensors.unlink()
-    elif damage == "no model.json":
-        (folder / "model.json").unlink()
-    else:
-        (folder / "model.json").write_text("{" if damage == "no JSON" else "")
+Use = Callable[[], Any]
+
+
+@pytest.fixture(params=["models", "studies", "paper", "ablation"])
+def use(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    toy_ratings: pd.DataFrame,
+    toy_movies: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Use:
+    """What is kept in each folder of the cache, as plain values; little of it is fitted."""
+    data = tmp_path / "toy"
+    data.mkdir()
+    toy_ratings.to_csv(data / "ratings.csv", index=False)
+    movies = toy_movies.assign(genres=toy_movies["genres"].str.join("|"))
+    movies.to_csv(data / "movies.csv", index=False)
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+
+    def of_a_study() -> Any:
+        found = study(Job("bias", str(data), "random", 0))["bias"]
+        return found["numbers"], *(found[name].reset_index().to_dict("list") for name in TABLES)
+
+    def of_the_paper() -> Any:
+        small = {"epochs": 1, "embedding_size": 4, "hidden": (6,), "dropout": (0.1,)}
+        found = fitted(Fit(str(data), "random", 0, small))
+        predicted = {which: values.tolist() for which, values in found.predicted.items()}
+        return predicted, found.history, found.train_error
+
+    class Whole(Bias):
+        def variant(self, wanted: ablation.Variant) -> Whole:
+            return self
+
+    monkeypatch.setattr(ablation, "AblatedDeepCFPlus", lambda seed: Whole())
+    monkeypatch.setattr(ablation, "DeepCF", lambda seed, weights: Whole())
+    monkeypatch.setattr(ablation, "DeepCFPlus", Whole)
+    monkeypatch.setattr(ablation, "code_version", lambda *_: "code")
+    monkeypatch.setattr(ablation, "_ranking", lambda *_: {"nothing": 0.5})
+    return {
+        "models": lambda: (
+            cache.fit_cached("mf", toy_ratings, **SETTINGS).predict(toy_ratings).tolist()
+        ),
+        "studies": of_a_study,
+        "paper": of_the_paper,
+        "ablation": lambda: ablation.run_seed(str(data), ("random", 0)),
+    }[request.param]
+
+
+def warnings_of(use: Use) -> tuple[Any, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        again = cache.fit_cached("mf", toy_ratings, **SETTINGS)
-    texts = [str(item.message) for item in caught]
-    if damage == "no model.json":  # it was killed before the model was whole
+        found = use()
+    return found, [str(item.message) for item in caught]
+
+
+DAMAGES = ["cut", "altered", "no tensors", "no model.json", "no JSON", "empty"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_computed_anew_and_replaced(
+    damage: str, use: Use, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlcf.runtime.saving.TRIES", 1)
+    first = use()
+    (kept,) = paths.CACHE.glob(f"{request.node.callspec.params['use']}/**/model.json")
+    (tensors,) = kept.parent.glob("*.safetensors")
+    if damage == "cut":
+        tensors.write_bytes(tensors.read_bytes()[:-3])
+    elif damage == "altered":
+        kept.write_text(kept.read_text().replace("0.", "1."))
+    elif damage == "no tensors":
+        tensors.unlink()
+    elif damage == "no model.json":
+        kept.unlink()
+    else:
+        kept.write_text("{" if damage == "no JSON" else "")
+    again, texts = warnings_of(use)
+    if damage == "no model.json":  # it was killed before all was written
         assert not texts
     else:
-        assert len(texts) == 1 and str(folder) in texts[0] and "\n" not in texts[0]
-    assert np.array_equal(first.predict(toy_ratings), again.predict(toy_ratings))
-    monkeypatch.setattr(type(first), "fit", None)
-    cache.fit_cached("mf", toy_ratings, **SETTINGS)
+        assert len(texts) == 1 and str(kept.parent) in texts[0] and "\n" not in texts[0]
+    assert again == first
+    written = kept.stat().st_ino
+    assert warnings_of(use) == (first, []) and kept.stat().st_ino == written
 
 
 @pytest.mark.parametrize("problem", [PermissionError("denied"), OSError(30, "Read-only"), None])
-def test_where_the_cache_cannot_be_written_the_model_is_returned(
-    problem: OSError | None,
-    tmp_path: Path,
-    toy_ratings: pd.DataFrame,
-    monkeypatch: pytest.MonkeyPatch,
+def test_where_the_cache_cannot_be_written_what_is_computed_is_returned(
+    problem: OSError | None, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = make("mf", **SETTINGS).fit(toy_ratings).predict(toy_ratings)
+    expected = use()
 
     def refuse(*_: Any, **__: Any) -> None:
         raise problem or AssertionError
 
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "CACHE", paths.CACHE / "none")
     if problem is None:
-        (tmp_path / "cache").write_text("a file")
+        paths.CACHE.write_text("a file")
     else:
         monkeypatch.setattr(cache.FileLock, "acquire", refuse)
         monkeypatch.setattr("dlcf.runtime.saving.write_atomically", refuse)
-    with pytest.warns(UserWarning, match="not kept") as caught:
-        model = cache.fit_cached("mf", toy_ratings, **SETTINGS)
-    assert len(caught) == 1
-    assert np.array_equal(model.predict(toy_ratings), expected)
+    found, texts = warnings_of(use)
+    assert found == expected
+    assert texts and all("not kept" in text for text in texts)
 
 
 def test_a_cache_that_cannot_be_written_is_read(
