@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import per_user, per_user_errors
@@ -61,9 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--try", dest="new", type=json.loads, action="append", default=[])
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
     given = parser.parse_args(arguments)
-    record = json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}
-    known = {m: [t["config"] for t in record.get(m, {}).get("trials", [])] for m in given.models}
-    plan = {model: given.new or known[model] for model in given.models}
+    known = {m: [t["config"] for t in entry["trials"]] for m, entry in _read_record().items()}
+    plan = {model: given.new or known.get(model, []) for model in given.models}
     for model, configs in plan.items():
         if not configs:
             parser.error(f"no trial of {model} is on record; give one with --try")
@@ -75,9 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_ratings(DATASET)  # once: the processes find it where it then is
     for model, configs in plan.items():
         measured = map_in_processes(partial(run_trial, model), configs, given.workers, model)
-        entry = record.setdefault(model, {"trials": []})
-        for config, validation in zip(configs, measured, strict=True):
-            trial = {"config": config, "validation": validation}
-            entry["trials"] = [t for t in entry["trials"] if t["config"] != config] + [trial]
-        paths.write_atomically(RECORD, json.dumps(record, indent=1) + "\n")
+        with FileLock(RECORD.with_name(f".{RECORD.name}.lock")):
+            record = _read_record()  # again: others may have written while these trials ran
+            entry = record.setdefault(model, {"trials": []})
+            for config, validation in zip(configs, measured, strict=True):
+                trial = {"config": config, "validation": validation}
+                entry["trials"] = [t for t in entry["trials"] if t["config"] != config] + [trial]
+            paths.write_atomically(RECORD, json.dumps(record, indent=1) + "\n")
     return 0
+
+
+def _read_record() -> dict[str, Any]:
+    return json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else {}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from dlcf.evaluation import evaluate
 from dlcf.explain.faithfulness import measure_faithfulness
@@ -74,3 +78,30 @@ def test_trials_are_put_on_record_and_run_again(record: Path) -> None:
     assert tune.main(["mf"]) == 0
     trials = json.loads(record.read_text())["mf"]["trials"]
     assert [trial["config"]["factors"] for trial in trials] == [3, 4]
+
+
+def test_what_others_put_on_record_meanwhile_stays(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(_: Any, configs: list[Any], *__: Any) -> list[Any]:
+        if {"factors": 3} in configs:  # other runs begin and end while these trials run
+            tune.main(["svdpp", "--try", '{"factors": 5}'])
+            tune.main(["mf", "--try", '{"factors": 4}'])
+        return [{} for _ in configs]
+
+    monkeypatch.setattr(tune, "map_in_processes", measure)
+    assert tune.main(["mf", "--try", '{"factors": 3}']) == 0
+    found = json.loads(record.read_text())
+    factors = {m: [t["config"]["factors"] for t in found[m]["trials"]] for m in found}
+    assert factors == {"svdpp": [5], "mf": [4, 3]}
+
+
+def test_the_record_is_locked_while_it_is_read_and_written(record: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        with FileLock(record.with_name(".tuning.json.lock")):
+            done = pool.submit(tune.main, ["mf", "--try", '{"factors": 3}'])
+            time.sleep(1)
+            assert not done.done() and not record.exists()
+            record.write_text('{"svdpp": {"trials": []}}')
+        assert done.result(timeout=60) == 0
+    assert set(json.loads(record.read_text())) == {"svdpp", "mf"}
