@@ -34,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoints", type=path, help="folder that the run goes on from")
     given = parser.parse_args(arguments)
     folder = given.checkpoints or given.output.with_name(given.output.name + "-checkpoints")
-    if folder.resolve() == given.output.resolve():
-        parser.error(f"--output and --checkpoints are both {folder}; give each a folder of its own")
+    output = given.output.resolve()
+    if output in (folder.resolve(), *folder.resolve().parents):
+        parser.error(f"--checkpoints {folder} is in --output; give each a folder of its own")
+    if any(above.is_file() for above in output.parents):
+        parser.error(f"--output {output} is below a file; give a folder that can be made")
     torch.set_num_threads(default_threads())
     try:
         folder_for_model(given.output)

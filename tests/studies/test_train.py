@@ -51,11 +51,12 @@ def test_a_wrong_value_is_one_line(
 def test_checkpoints_need_a_folder_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    same = str(tmp_path / "m"), str(tmp_path / "other" / ".." / "m")
-    with pytest.raises(SystemExit) as end:
-        train.main(["mf", "--output", same[0], "--checkpoints", same[1]])
-    assert end.value.code == 2 and not list(tmp_path.iterdir())
-    assert "give each a folder of its own" in capsys.readouterr().err.splitlines()[-1]
+    for inside in ("other/../m", "m/ckpt", "m/a/b"):
+        given = ["--output", str(tmp_path / "m"), "--checkpoints", str(tmp_path / inside)]
+        with pytest.raises(SystemExit) as end:
+            train.main(["mf", *given])
+        assert end.value.code == 2 and not list(tmp_path.iterdir())
+        assert "give each a folder of its own" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_paths_may_begin_with_a_tilde_and_are_never_empty(
@@ -76,10 +77,13 @@ def test_a_folder_that_cannot_take_the_model_is_refused_before_it_is_fitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit) as end:
-        train.main(["mf", "--output", str(tmp_path)])
-    assert end.value.code == 2 and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert "holds notes.txt" in capsys.readouterr().err.splitlines()[-1]
+    problems = {".": "holds notes.txt", "notes.txt": "is a file", "notes.txt/m": "below a file"}
+    for output, problem in (problems | {"notes.txt/a/m": "below a file"}).items():
+        given = ["--output", str(tmp_path / output), "--checkpoints", str(tmp_path.with_name("c"))]
+        with pytest.raises(SystemExit) as end:
+            train.main(["mf", *given])
+        assert end.value.code == 2 and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+        assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
 def started(folder: Path, toy: pd.DataFrame, movies: pd.DataFrame, epochs: int) -> Any:
