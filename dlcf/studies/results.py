@@ -36,7 +36,8 @@ def options(
 ) -> argparse.Namespace:
     """What is given to a study over splits and seeds that writes `output` to `results/`.
 
-    A part of the study, or one of other data, must name another file: exit status 2 otherwise.
+    Exit status 2 where a name is given twice, which would narrow intervals; and where a part of the
+    study, or one of other data, does not name another file.
     """
     parser = argparse.ArgumentParser(prog=f"dlcf {command}", description=description)
     parser.add_argument("--dataset", default=DATASET)
@@ -51,6 +52,8 @@ def options(
         parser.error(f"--seeds holds {min(given.seeds)}; give 0 or more")
     whole = given.output.resolve() == parser.get_default("output").resolve()
     for name, value in vars(given).items():
+        if isinstance(value, list) and len(set(value)) < len(value):
+            parser.error(f"--{name} holds {' '.join(map(str, value))}; give each once")
         if whole and name not in ("workers", "output") and value != parser.get_default(name):
             parser.error(f"with --{name}, give another --output: {output} is of the whole study")
     try:

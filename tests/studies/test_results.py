@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
+from dlcf.paper import components, replication
 from dlcf.runtime import paths
 from dlcf.studies import ablation, compare
 
 PARTS = [["--splits", "random"], ["--seeds", "0"], ["--dataset", "ml-100k"]]
 STUDIES = [(ablation, part) for part in PARTS]
 STUDIES += [(compare, part) for part in [*PARTS, ["--models", "bias"]]]
+ALL = [ablation, compare, components, replication]
+TWICE = [(study, ["--seeds", "1", "0", "1"]) for study in ALL]
+TWICE += [(study, ["--splits", "random", "random"]) for study in ALL]
+TWICE += [(compare, ["--models", "bias", "bias"])]
+TWICE += [(components, ["--models", "dropout: none", "dropout: none"])]
 
 
 @pytest.fixture
@@ -46,6 +52,23 @@ def test_a_part_needs_a_file_of_its_own(
 def test_the_whole_study_replaces_its_results(study: Any, results: Path) -> None:
     assert study.main(["--workers", "1", "--seeds", "0", "1", "2", "3", "4"]) == 0
     assert (results / study.RESULTS_NAME).is_file()
+
+
+@pytest.mark.parametrize(("study", "given"), TWICE)
+def test_a_name_given_twice_is_refused(
+    study: Any,
+    given: list[str],
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An interval over one seed three times would have no width."""
+    monkeypatch.setattr("dlcf.studies.results.load_ratings", pytest.fail)
+    with pytest.raises(SystemExit) as end:
+        study.main([*given, "--output", str(results / "part.json")])
+    assert end.value.code == 2 and not list(results.iterdir())
+    error = f"{given[0]} holds {' '.join(given[1:])}; give each once"
+    assert error in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_unknown_split_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
