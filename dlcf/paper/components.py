@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how: summarise({v: [measured[how, v, seed] for seed in given.seeds] for v in labels})
         for how in given.splits
     }
-    about = provenance(given.dataset, given.seeds)
+    about = provenance("components", given.dataset, given.seeds)
     paths.write_json(given.output, {"provenance": about, "splits": by_split})
     print(f"{len(fits)} fits: {given.output}")
     return 0

@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fits = [Fit(given.dataset, how, seed, **READINGS[reading]) for reading, how, seed in keys]
     kept = fit_all(fits, given.workers)
     tables = map_in_processes(measure, kept, given.workers, "protocols")
-    about = provenance(given.dataset, given.seeds)
+    about = provenance("replication", given.dataset, given.seeds)
     summary = summarise(dict(zip(keys, tables, strict=True)))
     paths.write_json(given.output, {"provenance": about, **summary})
     print(f"{len(fits)} fits, {summary['protocols']['tried']} protocols: {given.output}")

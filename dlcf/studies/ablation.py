@@ -249,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured = map_in_processes(partial(run_seed, given.dataset), cells, given.workers, "seeds")
     found = dict(zip(cells, measured, strict=True))
     by_split = {s: summarise([found[s, seed] for seed in given.seeds]) for s in given.splits}
-    about = provenance(given.dataset, given.seeds) | {"validation size": VALIDATION_SIZE}
+    about = provenance("ablation", given.dataset, given.seeds)
+    about |= {"validation size": VALIDATION_SIZE}
     paths.write_json(given.output, {"provenance": about, "splits": by_split})
     print(f"{len(cells)} seeds and splits: {given.output}")
     return 0

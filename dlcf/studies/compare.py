@@ -291,8 +291,9 @@ def _provenance(jobs: Sequence[Job]) -> dict[str, Any]:
     for how, seed in dict.fromkeys((job.split, job.seed) for job in jobs):
         report = describe_split(*split(load_ratings(data), how, seed=seed))
         tests[f"{data}, {how}, seed {seed}"] = report.test_sha256
-    about = {"test size": 0.2, "k": k, "threshold": threshold, "permutations": PERMUTATIONS}
-    return {**provenance(data, [j.seed for j in jobs]), **about, "test pairs sha256": tests}
+    about = provenance("comparison", data, [job.seed for job in jobs])
+    about |= {"test size": 0.2, "k": k, "threshold": threshold, "permutations": PERMUTATIONS}
+    return {**about, "test pairs sha256": tests}
 
 
 def _digest(job: Job) -> str:

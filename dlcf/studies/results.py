@@ -36,8 +36,8 @@ def options(
 ) -> argparse.Namespace:
     """What is given to a study over splits and seeds that writes `output` to `results/`.
 
-    Exit status 2 where a name is given twice, which would narrow intervals; and where a part of the
-    study, or one of other data, does not name another file.
+    Exit status 2 where a name is given twice, which would narrow intervals; where a part of the
+    study, or one of other data, does not name another file; and where there is another's file.
     """
     parser = argparse.ArgumentParser(prog=f"dlcf {command}", description=description)
     parser.add_argument("--dataset", default=DATASET)
@@ -56,11 +56,24 @@ def options(
             parser.error(f"--{name} holds {' '.join(map(str, value))}; give each once")
         if whole and name not in ("workers", "output") and value != parser.get_default(name):
             parser.error(f"with --{name}, give another --output: {output} is of the whole study")
+    if not _may_replace(given.output, Path(output).stem):
+        parser.error(f"{given.output} is no result of dlcf {command}; give another --output")
     try:
         load_ratings(given.dataset)  # once: the processes find it where it then is
     except ValueError as error:
         parser.error(str(error))
     return given
+
+
+def _may_replace(path: Path, study: str) -> bool:
+    """Whether there is no file, or a result of `study`; an older one is known by its own name."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        return about.get("study", path.stem.split("-")[0]) == study
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def literal(text: str) -> Any:
@@ -83,9 +96,10 @@ def interval_frame(rows: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=INTERVAL)
 
 
-def provenance(dataset: str, seeds: Iterable[int]) -> dict[str, Any]:
-    """What numbers were computed with: commit, versions, hardware, seeds, and the data's digest."""
+def provenance(study: str, dataset: str, seeds: Iterable[int]) -> dict[str, Any]:
+    """What computed the numbers of `study`: commit, versions, hardware, seeds, data's digest."""
     return {
+        "study": study,
         **git_state(),
         "python": platform.python_version(),
         "libraries": library_versions(LIBRARIES),

@@ -39,7 +39,9 @@ def found(
     output = tmp_path / "replication.json"
     part = ["--dataset", dataset, "--splits", "random", "--seeds", "0", "1", "2"]
     assert replication.main([*part, "--workers", "1", "--output", str(output)]) == 0
-    return load_replication(output)
+    found = load_replication(output)
+    assert found["provenance"]["study"] == "replication"
+    return found
 
 
 def test_errors_hold_intervals_of_the_mean_and_of_one_run(

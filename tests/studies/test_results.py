@@ -1,7 +1,9 @@
-"""The options of a study: a part of one never takes the place of the whole."""
+"""The options of a study: it replaces no file but its own, and a part of it never the whole."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,24 @@ TWICE = [(study, ["--seeds", "1", "0", "1"]) for study in ALL]
 TWICE += [(study, ["--splits", "random", "random"]) for study in ALL]
 TWICE += [(compare, ["--models", "bias", "bias"])]
 TWICE += [(components, ["--models", "dropout: none", "dropout: none"])]
+OTHERS = {
+    "thesis.tex": "years",
+    "cut.json": '{"provenance": {"study": "',
+    "bench.json": "{}",
+    "list.json": "[]",
+    "nothing.json": '{"provenance": null}',
+    "another's.json": '{"provenance": {"study": "another"}}',
+    "older.json": '{"provenance": {"commit": "0"}}',
+}
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results; studies measure nothing."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    monkeypatch.setattr(compare, "compare", lambda jobs, workers: {"jobs": len(jobs)})
+    monkeypatch.setattr(compare, "compare", lambda jobs, _: {"provenance": {"study": "comparison"}})
     monkeypatch.setattr(ablation, "map_in_processes", lambda _, cells, *__: [{} for _ in cells])
-    monkeypatch.setattr(ablation, "provenance", lambda *_: {})
+    monkeypatch.setattr(ablation, "provenance", lambda study, *_: {"study": study})
     return tmp_path
 
 
@@ -50,8 +61,20 @@ def test_a_part_needs_a_file_of_its_own(
 
 @pytest.mark.parametrize("study", [ablation, compare])
 def test_the_whole_study_replaces_its_results(study: Any, results: Path) -> None:
-    assert study.main(["--workers", "1", "--seeds", "0", "1", "2", "3", "4"]) == 0
-    assert (results / study.RESULTS_NAME).is_file()
+    for content in ("older", "its own"):
+        if content == "older":
+            shutil.copy(paths.ROOT / "results" / study.RESULTS_NAME, results)
+        assert study.main(["--workers", "1", "--seeds", "0", "1", "2", "3", "4"]) == 0
+        found = json.loads((results / study.RESULTS_NAME).read_text())
+        assert "study" in found["provenance"]
+
+
+def test_a_part_may_be_done_again(results: Path) -> None:
+    name = "comparison-ml-100k.json"
+    shutil.copy(paths.ROOT / "results" / name, results)
+    for output in (name, name, "part.json", "part.json"):
+        assert compare.main(["--splits", "random", "--output", str(results / output)]) == 0
+        assert "study" in json.loads((results / output).read_text())["provenance"]
 
 
 @pytest.mark.parametrize(("study", "given"), TWICE)
@@ -69,6 +92,31 @@ def test_a_name_given_twice_is_refused(
     assert end.value.code == 2 and not list(results.iterdir())
     error = f"{given[0]} holds {' '.join(given[1:])}; give each once"
     assert error in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("study", ALL)
+def test_what_is_not_of_the_study_is_left_alone(
+    study: Any,
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dlcf.studies.results.load_ratings", pytest.fail)
+    for name, content in OTHERS.items():
+        (results / name).write_text(content)
+    (results / "folder").mkdir()
+    committed = ["comparison-ml-100k.json", "comparison.json", "ablation.json", "replication.json"]
+    others = [name for name in committed if not name.startswith(Path(study.RESULTS_NAME).stem)]
+    for name in others:
+        shutil.copy(paths.ROOT / "results" / name, results)
+    before = {path: path.read_text() for path in results.iterdir() if path.is_file()}
+    for name in [*OTHERS, *others, "folder", "thesis.tex/part.json", "thesis.tex/x/part.json"]:
+        output = results / name
+        with pytest.raises(SystemExit) as end:
+            study.main(["--splits", "random", "--seeds", "0", "--output", str(output)])
+        assert end.value.code == 2
+        assert f"{output} is no result of dlcf" in capsys.readouterr().err.splitlines()[-1]
+    assert {path: path.read_text() for path in results.iterdir() if path.is_file()} == before
 
 
 def test_an_unknown_split_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
