@@ -123,8 +123,8 @@ def test_every_figure_has_one_owner_and_a_place_in_the_index() -> None:
 
 
 def test_every_result_has_its_notebook() -> None:
-    # Of make compare, make ablation, and python -m dlcf.tune; make bench depends on the machine.
-    others = {"comparison", "comparison-ml-100k", "replication", "ablation", "tuning"}
+    # Of the studies; make bench depends on the machine.
+    others = {"comparison", "comparison-ml-100k", "replication", "components", "ablation", "tuning"}
     found = {path.stem for path in paths.RESULTS.glob("*.json")} - {"bench"}
     assert found == set(NOTEBOOKS) | others
 
