@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
 from dlcf.models.network import WEIGHTS, NetworkRecommender
-from dlcf.ratings import check_pairs
 from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
 
@@ -139,7 +138,6 @@ class DeepCF(NetworkRecommender):
         `pairs` is a frame with `userId`, `movieId`. Where the user is unknown the row is (0, 1),
         where the movie is, (1, 0), where both are, (1/2, 1/2): there is no embedding to attend to.
         """
-        pairs = check_pairs(pairs, source="pairs")
         users, known_user, movies, known_movie = self.positions(pairs)
         user_weight = np.where(known_user == known_movie, 0.5, known_user)
         known = known_user & known_movie

@@ -354,7 +354,6 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         None where the weights or the shares are all alike. Pairs of unknown users and movies are
         left out; of the rest 2,000 at most are read, evenly spread.
         """
-        pairs = check_pairs(pairs, source="pairs")
         _, known_user, _, known_movie = self.positions(pairs)
         known = np.flatnonzero(known_user & known_movie)
         some = pairs.iloc[known[evenly_spread(len(known), MOST_MEASURED)]]

@@ -97,6 +97,8 @@ class Rows:
 
     def whole_numbers(self, column: str) -> np.ndarray:
         """Values as int64."""
+        if self.frame[column].dtype == np.int64:  # none is missing or has a fraction
+            return self.frame[column].to_numpy()
         numbers = self.numbers(column)
         if numbers.dtype.kind == "f":
             bad = (numbers != np.floor(numbers)) | (np.abs(numbers) >= 2.0**63)

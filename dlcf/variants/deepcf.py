@@ -15,7 +15,6 @@ from dlcf.explanation import Explanation
 from dlcf.models.base import Arrays, Interactions
 from dlcf.models.deepcf import AttentionNetwork, DeepCF
 from dlcf.models.network import WEIGHTS
-from dlcf.ratings import check_pairs
 from dlcf.runtime.settings import setting
 from dlcf.training import Batch, seeded
 from dlcf.variants.networks import FaithfulAttentionNetwork, RankingAttentionNetwork, coalitions
@@ -54,7 +53,6 @@ class ExplainedDeepCF(DeepCF):
         rating.
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
-        pair = check_pairs(pair, source="pair")
         rating = float(self.predict(pair)[0])
         user_weight, _ = self.attention_weights(pair)[0].tolist()
         _, known_user, _, known_movie = self.positions(pair)
@@ -99,7 +97,6 @@ class ExplainedDeepCF(DeepCF):
 
     def embedded_pairs(self, pairs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions of the pairs' users and movies; ValueError where one has no embedding."""
-        pairs = check_pairs(pairs, source="pairs")
         users, known_user, movies, known_movie = self.positions(pairs)
         for column, known in (("userId", known_user), ("movieId", known_movie)):
             if not known.all():
