@@ -153,9 +153,6 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
     of_movies: ClassVar[bool] = True
     ranking_neighbors: int = setting(30, least=1)
 
-    _revised_ratings = None  # of a revised model: its deviations, users x movies
-    of_revised = ("is_revised", "_revised_ratings")
-
     def _score(self, users: Index) -> NDArray[np.float32]:
         return (self._seen[users] @ self._neighbors).toarray()
 
@@ -185,7 +182,8 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
         self.is_revised = True
 
     def _rated(self) -> sparse.csr_matrix:
-        return super()._rated() if self._revised_ratings is None else self._revised_ratings
+        # `_revised_ratings`, which only a revised model has: its deviations, users x movies.
+        return self._revised_ratings if self.is_revised else super()._rated()
 
     def _training_ratings(self) -> Floats:
         ratings = self._rated().data + self._baseline(*self._seen.nonzero())

@@ -130,9 +130,6 @@ class EASE(HistoryRecommender):
     regularization: float = setting(200.0, above=0)
     rating_weight: float = setting(0.8, least=0)
 
-    _fitted_on = None  # of a revised model: the matrix that B was fitted on
-    of_revised = ("is_revised", "_fitted_on")
-
     def _fit(self, data: Interactions, *_: Any) -> None:
         size = min(data.n_users, data.n_movies)
         if size > _LARGEST_SYSTEM:
@@ -165,7 +162,8 @@ class EASE(HistoryRecommender):
         ``B_ij = -P_ij / P_jj`` off the diagonal, 0 on it; all columns by default.
         """
         self._check_fitted()
-        matrix = self._matrix() if self._fitted_on is None else self._fitted_on
+        # `_fitted_on`, which only a revised model has, is the matrix that B was fitted on.
+        matrix = self._fitted_on if self.is_revised else self._matrix()
         columns = np.arange(matrix.shape[1]) if columns is None else columns
         if len(self._inverse) == matrix.shape[0]:  # P = (I - X^T inverse X) / regularization
             half = matrix[:, rows].T @ self._inverse.astype(np.float64)
@@ -192,7 +190,7 @@ class EASE(HistoryRecommender):
         return np.round((self._values - 1.0) / self.rating_weight + self._mean, 4)
 
     def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Floats) -> None:
-        if original._fitted_on is None:
+        if not original.is_revised:
             self._fitted_on = original._matrix()
         self._values = (1.0 + self.rating_weight * (ratings[kept] - self._mean)).astype(np.float32)
 
@@ -202,7 +200,7 @@ class EASE(HistoryRecommender):
         stars = growth.data.ratings - np.float64(self._mean)
         new = (1.0 + self.rating_weight * stars).astype(np.float32)
         self._values = growth.merge(before._values, new)
-        fitted_on = before._matrix() if before._fitted_on is None else before._fitted_on
+        fitted_on = before._fitted_on if before.is_revised else before._matrix()
         same = np.arange(fitted_on.shape[0])
         self._fitted_on = placed(fitted_on, same, growth.movies, (len(same), n_movies))
         alone = 1.0 / self.regularization  # the diagonal of P for a movie that nobody rated
@@ -214,7 +212,7 @@ class EASE(HistoryRecommender):
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         matrix = self._matrix()
-        if self._fitted_on is not None:
+        if self.is_revised:
             rated = np.unique(matrix[users].indices).astype(np.int64)
             return (matrix[users][:, rated] @ self.item_weights(rated)).astype(np.float32)
         if len(self._inverse) == len(self.user_ids):

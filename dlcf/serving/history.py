@@ -23,11 +23,9 @@ class HistoryRecommender(Recommender):
     """
 
     is_revised = False  # it serves other ratings than it could be restored with
-    of_revised: tuple[str, ...] = ("is_revised",)  # attributes that only a revised model has
 
     def _learn(self, *given: Any) -> None:
-        for name in self.of_revised:
-            self.__dict__.pop(name, None)
+        self.is_revised = False
         super()._learn(*given)
 
     def revised(self, user_id: int, changes: Mapping[int, float | None]) -> HistoryRecommender:
