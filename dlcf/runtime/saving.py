@@ -108,6 +108,8 @@ def folder_for_model(folder: str | Path) -> Path:
     folder = paths.path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the model")
+    if any(above.is_file() for above in folder.parents):
+        raise ValueError(f"{folder} is below a file; name a folder that can be made")
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     ours = (DESCRIPTION, ANY_TENSORS, ".*")  # hidden files: a killed run's, or the system's
     others = [name for name in names if not any(fnmatch(name, pattern) for pattern in ours)]

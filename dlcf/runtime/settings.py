@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -50,9 +50,7 @@ def check_settings(settings: Any) -> None:
 
 def whole(name: str, value: Any, least: int) -> int:
     """`value`, an argument called `name`, as an int; ValueError where it is none from `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
-    return int(value)
+    return int(_number(name, "int", {"least": least}, value))
 
 
 def _checked(declared: Field[Any], kind: str, value: Any) -> Any:
@@ -60,34 +58,33 @@ def _checked(declared: Field[Any], kind: str, value: Any) -> Any:
         return None if value is None else _checked(declared, kind.removesuffix(" | None"), value)
     if kind.startswith("Sequence["):
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            _refuse(declared, value, "a sequence")
+            _refuse(declared.name, value, "a sequence")
         element = kind.removeprefix("Sequence[").removesuffix("]")
         return tuple(_checked(declared, element, item) for item in value)
     if kind in ("int", "float"):
-        value = _number(declared, kind, value)
+        value = _number(declared.name, kind, declared.metadata, value)
     elif kind in ("str", "bool"):
         wanted = str if kind == "str" else bool
         if not isinstance(value, wanted):
-            _refuse(declared, value, "a text" if kind == "str" else "True or False")
+            _refuse(declared.name, value, "a text" if kind == "str" else "True or False")
     choices = declared.metadata.get("choices", ())
     if choices and value not in choices:
-        _refuse(declared, value, f"{', '.join(choices[:-1])} or {choices[-1]}")
+        _refuse(declared.name, value, f"{', '.join(choices[:-1])} or {choices[-1]}")
     return value
 
 
-def _number(declared: Field[Any], kind: str, value: Any) -> int | float:
-    kept = declared.metadata
+def _number(name: str, kind: str, kept: Mapping[str, Any], value: Any) -> int | float:
     limits = [(*known, kept[key]) for key, known in _LIMITS.items() if kept.get(key) is not None]
     wanted = "a whole number" if kind == "int" else "a number"
     said = " and ".join(f"{words} {limit:g}" for words, _, limit in limits)
     wanted = f"{wanted} {said}".strip()
     if isinstance(value, bool) or not isinstance(value, Integral if kind == "int" else Real):
-        _refuse(declared, value, wanted)
+        _refuse(name, value, wanted)
     number = int(value) if kind == "int" else float(value)
     if not (math.isfinite(number) and all(holds(number, limit) for _, holds, limit in limits)):
-        _refuse(declared, value, wanted)
+        _refuse(name, value, wanted)
     return number
 
 
-def _refuse(declared: Field[Any], value: Any, wanted: str) -> None:
-    raise ValueError(f"{declared.name} is {value!r}; give {wanted}")
+def _refuse(name: str, value: Any, wanted: str) -> None:
+    raise ValueError(f"{name} is {value!r}; give {wanted}")

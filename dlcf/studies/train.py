@@ -37,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = given.output.resolve()
     if output in (folder.resolve(), *folder.resolve().parents):
         parser.error(f"--checkpoints {folder} is in --output; give each a folder of its own")
-    if any(above.is_file() for above in output.parents):
-        parser.error(f"--output {output} is below a file; give a folder that can be made")
     torch.set_num_threads(default_threads())
     try:
         folder_for_model(given.output)
