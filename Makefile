@@ -13,7 +13,7 @@ WANTED = $(if $(filter file,$(origin PYTHON)),$(SUPPORTED),$(GIVEN))
 WHOLE := $(and $(wildcard $(INSTALLED)),$(filter $(call version,$(BIN)/python,import pip; ),$(WANTED)))
 
 # A file of tests, or a notebook, runs in one of two processes from its beginning to its end.
-TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
@@ -42,7 +42,7 @@ $(INSTALLED): pyproject.toml requirements.lock $(if $(WHOLE),,anew)
 run: setup  ## execute all notebooks into runs/, regenerate figures/, results/ and the README's table
 	$(BIN)/dlcf run
 
-test: setup lint  ## unit and contract tests, then the notebooks against their committed outputs
+test: setup lint  ## unit and contract tests, and the notebooks against their committed outputs
 	@if $(BIN)/python -c "$(HAS_PAPER_DATA)"; then \
 		DLCF_CHECK_RESULTS=1 $(TWO_AT_A_TIME) notebooks tests --nbval \
 			--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 1800; \

@@ -101,8 +101,8 @@ class FoldedTower:
     def _hidden(self, n: int) -> list[Tensor]:
         """Memory for the hidden layers of `n` pairs, overwritten by the thread's next call.
 
-        It is kept: new memory, which the system clears page by page, costs as much as
-        what is computed in it.
+        It is kept: new memory, which the system clears page by page, costs as much as what is
+        computed in it.
         """
         kept = getattr(_buffers, "hidden", [])
         if [(own.dtype, own.shape[1]) for own in kept] != [(b.dtype, len(b)) for b in self._biases]:
