@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
+from threadpoolctl import threadpool_limits
 
 from dlcf.baselines.knn import placed, strongest_of_product
 from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Recommender, spread
@@ -59,7 +60,6 @@ class ImplicitALS(Recommender):
             raise ValueError(f"ials: no rating of train reaches {threshold}; lower it")
         with optional("implicit", self.name):
             import implicit.cpu.als as als
-            from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
         positive = data.take(self._positive).matrix()
         # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
         # several come in any order, and so do their last bits.

@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
-import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -23,7 +22,7 @@ from dlcf.runtime import paths
 from dlcf.splits import SPLITS
 from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import SPLITS as COMPARED
-from dlcf.studies.train import default_threads
+from dlcf.studies.train import set_default_threads
 
 CHECK = "DLCF_CHECK_RESULTS"
 OUTPUT = "DLCF_OUTPUT_DIR"
@@ -94,7 +93,7 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
             names |= {ast.unparse(s.targets[0]) for s in _assignments(source)}
     check_parameters(notebook, {name: namespace[name] for name in sorted(names)})
     # The same numbers on a machine of any size; batches of 64 rows are too small to gain from more.
-    torch.set_num_threads(default_threads())
+    set_default_threads()
     use_style()
     run = Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
     if not run.is_default:

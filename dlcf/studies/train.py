@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from dlcf.data import load_movies, load_ratings
 from dlcf.metrics import rmse
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = given.output.resolve()
     if output in (folder.resolve(), *folder.resolve().parents):
         parser.error(f"--checkpoints {folder} is in --output; give each a folder of its own")
-    torch.set_num_threads(default_threads())
+    set_default_threads()
     try:
         folder_for_model(given.output)
         model = make(given.model, **{"seed": given.seed, **dict(given.set)})
@@ -57,9 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def default_threads() -> int:
-    """The environment variable DLCF_THREADS, or 1: sums of floats depend on who shares them."""
-    return int(os.environ.get("DLCF_THREADS", "1"))
+def set_default_threads() -> None:
+    """Give torch and NumPy's BLAS as many threads as the environment variable DLCF_THREADS, or 1.
+
+    Sums of floats depend on who shares them.
+    """
+    n_threads = int(os.environ.get("DLCF_THREADS", "1"))
+    torch.set_num_threads(n_threads)
+    threadpool_limits(n_threads, "blas")
 
 
 def _setting(text: str) -> tuple[str, Any]:

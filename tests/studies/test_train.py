@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dlcf.registry import load_model, make
 from dlcf.runtime.paths import ROOT
@@ -162,3 +164,20 @@ def test_a_model_is_fitted_and_saved(
     ours, test = split(toy_ratings, how, seed=seeds[0])
     expected = make("mf", epochs=1, seed=seeds[1]).fit(ours, movies=toy_movies).predict(test)
     assert np.array_equal(load_model(tmp_path / "m").predict(test), expected)
+
+
+@pytest.mark.parametrize("given", [None, "2"])
+def test_torch_and_numpy_have_the_same_threads(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given:
+        monkeypatch.setenv("DLCF_THREADS", given)
+    before = torch.get_num_threads()
+    try:
+        with threadpool_limits(None):  # gives back what there was
+            train.set_default_threads()
+            assert torch.get_num_threads() == int(given or 1)
+            numpy = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+            assert numpy and {pool["num_threads"] for pool in numpy} == {int(given or 1)}
+    finally:
+        torch.set_num_threads(before)
