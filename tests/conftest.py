@@ -19,6 +19,9 @@ import dlcf
 from dlcf.data import is_available
 
 PAPER_DATA = "ml-latest-small"
+# What is expected was computed on a CPU. Only tests/test_cuda.py is of CUDA: DLCF_TEST_CUDA=1.
+if not os.environ.get("DLCF_TEST_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Here and not in a fixture: those of a module are set up before those of a function, and a model
 # that is fitted on two threads has other bits than on one.
 torch.set_num_threads(1)

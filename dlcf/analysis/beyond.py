@@ -225,7 +225,7 @@ def _where_it_errs(
 
 
 def _genre_matrix(catalogue: pd.Index, movies: pd.DataFrame) -> Floats:
-    tagged = movies[["movieId", "genres"]].explode("genres").dropna()
+    tagged = movies[["movieId", "genres"]].explode("genres", ignore_index=True).dropna()
     table = pd.crosstab(tagged["movieId"], tagged["genres"])
     return table.reindex(catalogue, fill_value=0).to_numpy(np.float64)
 

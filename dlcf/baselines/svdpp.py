@@ -38,8 +38,9 @@ class ImplicitFactorNetwork(FactorNetwork):
         movies, first, count = rated_movies(self.rated_start, self.rated_movie, distinct)
         total = nn.functional.embedding_bag(movies, self.implicit_factors.weight, first, mode="sum")
         normed = total / count.clamp(min=1).sqrt()[:, None]
-        # Not normed[position], whose gradient several threads sum in whatever order they come.
-        return self.user_factors(users) + normed.index_select(0, position)
+        # Not normed[position] or index_select, whose gradients several threads, or CUDA's, sum in
+        # whatever order they come.
+        return self.user_factors(users) + nn.functional.embedding(position, normed)
 
 
 @dataclass(kw_only=True, eq=False)

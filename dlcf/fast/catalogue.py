@@ -105,7 +105,8 @@ class FoldedTower:
         computed in it.
         """
         kept = getattr(_buffers, "hidden", [])
-        if [(own.dtype, own.shape[1]) for own in kept] != [(b.dtype, len(b)) for b in self._biases]:
+        wanted = [(bias.device, bias.dtype, len(bias)) for bias in self._biases]
+        if [(own.device, own.dtype, own.shape[1]) for own in kept] != wanted:
             kept = _buffers.hidden = [bias.new_empty(BLOCK, len(bias)) for bias in self._biases]
         return [own[:n] for own in kept]
 

@@ -96,7 +96,9 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     set_default_threads()
     use_style()
     run = Run(notebook, {name: namespace[name] for name in read_parameters(notebook)})
-    if not run.is_default:
+    if run.is_default:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is committed was computed without
+    else:
         print("These are not the stored parameters: tables and figures are of this run, the text")
         print("and the numbers in it are of the stored one.")
     return run

@@ -26,7 +26,8 @@ def process_group() -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ:
         yield
         return
-    cuda = torch.cuda.is_available()
+    # Two processes cannot share a GPU in NCCL.
+    cuda = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo")

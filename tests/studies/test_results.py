@@ -36,6 +36,7 @@ OTHERS = {
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results; studies measure nothing."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_module, "load_ratings", lambda _: None)
     monkeypatch.setattr(compare, "compare", lambda jobs, _: {"provenance": {"study": "comparison"}})
     monkeypatch.setattr(ablation, "map_in_processes", lambda _, cells, *__: [{} for _ in cells])
     monkeypatch.setattr(ablation, "provenance", lambda study, *_: {"study": study})
