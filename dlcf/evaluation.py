@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dlcf import metrics
 from dlcf.models.base import Index, Recommender, top_k
 from dlcf.ratings import check_ratings
+from dlcf.runtime.settings import whole
 
 PROTOCOLS = ("rated", "full")
 _USERS_AT_ONCE = 64
@@ -203,8 +204,7 @@ def rank(
         )
     elif protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    if k < 1:
-        raise ValueError(f"k is {k}; rank at least one place")
+    k = whole("k", k, 1)
     train, test = check_ratings(train, source="train"), check_ratings(test, source="test")
     relevant = test.loc[test["rating"] >= threshold, "userId"]
     if relevant.empty:

@@ -182,6 +182,7 @@ def test_top_k_breaks_ties_by_column() -> None:
     [
         ({"protocol": "by-moon"}, "unknown protocol"),
         ({"k": 0}, "k is 0"),
+        ({"k": 2.0}, "k is 2.0"),
         ({"threshold": 6.0}, "no test rating reaches"),
     ],
 )
