@@ -18,7 +18,7 @@ TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reo
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare ablation replication components lock clean
+.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare prequential ablation replication components lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.
 	$(BIN)/dlcf compare
 	$(BIN)/dlcf compare --dataset ml-100k --splits random \
 		--models deepcf-plus fm-side fm-implicit fm bias --output results/comparison-ml-100k.json
+
+prequential: setup  ## each later rating from those before it: results/prequential.json (half an hour)
+	$(BIN)/dlcf prequential
 
 ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.json (about an hour)
 	$(BIN)/dlcf ablation

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("dlcf.studies.train", "fit one model and save it; with torchrun, on many processes"),
     "compare": ("dlcf.studies.compare", "compare models over splits and seeds, with intervals"),
     "tune": ("dlcf.studies.tune", "run trials of hyper-parameters on validation data"),
+    "prequential": ("dlcf.studies.prequential", "predict ratings in the order they were given"),
     "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
     "replication": ("dlcf.paper.replication", "search for what gives the paper's six numbers"),
     "components": ("dlcf.paper.components", "what each part of the paper's network is worth"),

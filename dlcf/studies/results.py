@@ -34,21 +34,22 @@ def options(
     models: Iterable[str] = (),
     reported: Sequence[str] = SPLITS,
 ) -> argparse.Namespace:
-    """What is given to a study over splits and seeds that writes `output` to `results/`.
+    """What is given to a study that writes `output` to `results/`; over seeds and splits, if any.
 
     Exit status 2 where a name is given twice, which would narrow intervals; where a part of the
     study, or one of other data, does not name another file; and where there is another's file.
     """
     parser = argparse.ArgumentParser(prog=f"dlcf {command}", description=description)
     parser.add_argument("--dataset", default=DATASET)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--splits", nargs="+", default=list(reported), choices=splits.SPLITS)
+    if reported:
+        parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+        parser.add_argument("--splits", nargs="+", default=list(reported), choices=splits.SPLITS)
     if models:
         parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
     parser.add_argument("--output", type=paths.path, default=paths.RESULTS / output)
     given = parser.parse_args(arguments)
-    if min(given.seeds) < 0:
+    if reported and min(given.seeds) < 0:
         parser.error(f"--seeds holds {min(given.seeds)}; give 0 or more")
     whole = given.output.resolve() == parser.get_default("output").resolve()
     for name, value in vars(given).items():

@@ -11,7 +11,8 @@ import pytest
 
 from dlcf.paper import components, replication
 from dlcf.runtime import paths
-from dlcf.studies import ablation, compare
+from dlcf.studies import ablation, compare, prequential
+from dlcf.studies import results as results_module
 
 PARTS = [["--splits", "random"], ["--seeds", "0"], ["--dataset", "ml-100k"]]
 STUDIES = [(ablation, part) for part in PARTS]
@@ -95,7 +96,7 @@ def test_a_name_given_twice_is_refused(
     assert error in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("study", ALL)
+@pytest.mark.parametrize("study", [*ALL, prequential])
 def test_what_is_not_of_the_study_is_left_alone(
     study: Any,
     results: Path,
@@ -111,10 +112,11 @@ def test_what_is_not_of_the_study_is_left_alone(
     for name in others:
         shutil.copy(paths.ROOT / "results" / name, results)
     before = {path: path.read_text() for path in results.iterdir() if path.is_file()}
+    part = [] if study == prequential else ["--splits", "random", "--seeds", "0"]
     for name in [*OTHERS, *others, "folder", "thesis.tex/part.json", "thesis.tex/x/part.json"]:
         output = results / name
         with pytest.raises(SystemExit) as end:
-            study.main(["--splits", "random", "--seeds", "0", "--output", str(output)])
+            study.main([*part, "--output", str(output)])
         assert end.value.code == 2
         assert f"{output} is no result of dlcf" in capsys.readouterr().err.splitlines()[-1]
     assert {path: path.read_text() for path in results.iterdir() if path.is_file()} == before
