@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from bench import explanations, steps
 from bench.synthetic import synthetic_ratings
-from dlcf import fast, metrics
+from dlcf import metrics
 from dlcf.data import load_movies, load_ratings
 from dlcf.evaluation import evaluate
 from dlcf.models.base import Interactions, Recommender
@@ -159,20 +159,7 @@ def bench_training(options: Options) -> dict[str, Entry]:
         torch.set_num_threads(1)
         found |= _steps(options, "step on one thread")
         torch.set_num_threads(options.threads)
-    return found | _deferred(options)
-
-
-def _deferred(options: Options) -> dict[str, Entry]:
-    """An epoch of `svdpp`, by autograd either way, with Adam deferred and with dense Adam."""
-    ratings = load_ratings(DATASET)
-    if options.quick:
-        ratings = ratings.sample(2000, random_state=0)
-
-    def fit() -> None:
-        make("svdpp", seed=0, epochs=1, device="cpu").fit(ratings)
-
-    ours, dense = options.in_turn(fit, fast.disabled()(fit))
-    return {"epoch of svdpp, beside dense Adam": entry(ours, dense)}
+    return found
 
 
 def _steps(options: Options, what: str) -> dict[str, Entry]:

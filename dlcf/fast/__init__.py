@@ -13,27 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dlcf.baselines.svdpp import ImplicitFactorNetwork
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.mf import FactorNetwork
 from dlcf.models.network import FASTER_SCORES
-from dlcf.runtime.distributed import n_processes
 from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, TrainingStep
-from dlcf.variants.components import ComponentNetwork, UnattendedNetwork
+from dlcf.variants.components import UnattendedNetwork
 from dlcf.variants.networks import FaithfulAttentionNetwork
 
-# By type: embedding tables of which a batch touches few rows. SVD++'s implicit factors are none, of
-# which a batch reads nearly all.
-_EMBEDDINGS = ("user_embedding", "movie_embedding")
-_FACTORS = ("user_factors", "movie_factors", "user_bias", "movie_bias")
-_TABLES: dict[type[RatingNetwork], tuple[str, ...]] = {
-    AttentionNetwork: _EMBEDDINGS,
-    ComponentNetwork: _EMBEDDINGS,
-    UnattendedNetwork: _EMBEDDINGS,
-    FactorNetwork: _FACTORS,
-    ImplicitFactorNetwork: _FACTORS,
-}
-# Module and class of the steps that are written by hand.
+# By type of network, the module and class of its step by hand.
 _BY_HAND: dict[type[RatingNetwork], tuple[str, str]] = {
     AttentionNetwork: ("attention_step", "AttentionStep"),
     UnattendedNetwork: ("attention_step", "UnattendedStep"),
@@ -61,21 +48,18 @@ def _module(name: str) -> Any:
 
 
 def _step(network: RatingNetwork, train: Batch, config: TrainingConfig) -> TrainingStep | None:
-    """By hand, or with deferred Adam; on the CPU, where an epoch has one learning rate."""
-    if config.schedule != "plateau" or train[-1].device.type != "cpu":
+    """By hand: on the CPU, in float32, where an epoch has one learning rate."""
+    if config.schedule != "plateau" or config.precision != "float32":
         return None
-    if config.precision == "float32" and type(network) in _BY_HAND:
-        module, name = _BY_HAND[type(network)]
-        return getattr(_module(module), name)(network, train, config)
-    if n_processes() > 1:
-        return None  # DistributedDataParallel is not given sparse gradients: a process once crashed
-    tables = [getattr(network, table) for table in _TABLES[type(network)]]
-    return _module("deferred_step").DeferredStep(network, train, config, tables)
+    if train[-1].device.type != "cpu":
+        return None
+    module, name = _BY_HAND[type(network)]
+    return getattr(_module(module), name)(network, train, config)
 
 
 def _scores(network: AttentionNetwork, users: Tensor) -> Tensor:
     return _module("catalogue").score_all(network, users)
 
 
-FASTER_STEPS.update(dict.fromkeys(_TABLES, _step))
+FASTER_STEPS.update(dict.fromkeys(_BY_HAND, _step))
 FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from dlcf.fast.attention_step import UnattendedStep
-from dlcf.fast.deferred_step import DeferredStep
 from dlcf.models.deepcf import AttentionNetwork, DeepCF
 from dlcf.training import AutogradStep, TrainingConfig, training_step
 from dlcf.variants.components import (
@@ -145,7 +144,8 @@ def test_variants_are_trained_by_the_fastest_step_that_knows_them() -> None:
     users, movies = pairs()
     data, config = (users, movies, torch.ones(40)), TrainingConfig(device="cpu")
     for network, step in (
-        (ComponentNetwork(*LAYERS, attention="gates", batch_norm=True), DeferredStep),
+        (UnattendedNetwork(*LAYERS), UnattendedStep),
+        (ComponentNetwork(*LAYERS, attention="gates", batch_norm=True), AutogradStep),
         (DecayedNetwork(*LAYERS), AutogradStep),  # decay moves every row at every step
     ):
         assert type(training_step(network, data, config)) is step

@@ -1,8 +1,9 @@
-"""Steps that defer Adam for embeddings: dense Adam's weights, for the rows of a batch."""
+"""The step of matrix factorisation by hand: dense Adam's weights, for the rows of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dlcf.baselines.svdpp import ImplicitFactorNetwork
 from dlcf.fast import kernels
-from dlcf.fast.deferred_step import DeferredStep
+from dlcf.fast.attention_step import AttentionStep
 from dlcf.fast.factor_step import FactorStep
 from dlcf.models.base import Interactions
 from dlcf.models.deepcf import AttentionNetwork
@@ -61,11 +62,6 @@ def attention() -> RatingNetwork:
     return AttentionNetwork(N_USERS, N_MOVIES, (0.5, 5.0), 4, (6,), (0.3,))
 
 
-NETWORKS = {"mf": factors, "svdpp": implicit_factors, "deepcf": attention}
-FACTORS = ["user_factors", "movie_factors", "user_bias", "movie_bias"]
-TABLES = {"mf": FACTORS, "svdpp": FACTORS, "deepcf": ["user_embedding", "movie_embedding"]}
-
-
 def trained(
     make: Callable[[], RatingNetwork],
     step: Callable[[RatingNetwork, Batch, TrainingConfig], TrainingStep],
@@ -80,52 +76,14 @@ def trained(
     return network, [*history.train_loss, *history.learning_rate]
 
 
-def deferred(tables: list[str]) -> Callable[..., TrainingStep]:
-    return lambda network, train, config: DeferredStep(
-        network, train, config, [getattr(network, table) for table in tables]
-    )
-
-
-STEPS = [*((name, deferred(TABLES[name])) for name in NETWORKS), ("mf", FactorStep)]
-
-
-@pytest.mark.parametrize(("name", "step"), STEPS, ids=[*NETWORKS, "mf by hand"])
-def test_the_weights_are_dense_adams(name: str, step: Callable[..., TrainingStep]) -> None:
+def test_the_weights_are_dense_adams() -> None:
     """What is left is epsilon's part (dlcf.fast.adam), far less than one step of 0.02."""
-    dense, expected = trained(NETWORKS[name], AutogradStep)
-    network, losses = trained(NETWORKS[name], step)
+    dense, expected = trained(factors, AutogradStep)
+    network, losses = trained(factors, FactorStep)
     assert losses[-1] < CONFIG.learning_rate, "choose other data: the learning rate never falls"
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for found, wanted in zip(network.parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_step_touches_the_rows_of_its_batch_alone(name: str) -> None:
-    network = NETWORKS[name]().double().train()
-    train = toy_batch()
-    step = deferred(TABLES[name])(network, train, CONFIG)
-    assert isinstance(step, DeferredStep)
-    before = [table.adam.rows.copy() for table in step.tables]
-    step.begin_epoch()
-    for start in (0, BATCH_SIZE):
-        step(start, start + BATCH_SIZE)
-        rows = step.order[start : start + BATCH_SIZE]
-        for table, own in zip(step.tables, before, strict=True):
-            side = 0 if len(own) == N_USERS else 1
-            touched = np.unique(train[side][rows])
-            changed = np.flatnonzero((table.adam.rows != own).any(axis=(1, 2)))
-            assert np.array_equal(changed, touched)
-            assert table.embedding.weight.grad is None
-            own[:] = table.adam.rows
-    step.flush()
-    for table in step.tables:
-        embedding = table.embedding
-        np.testing.assert_array_equal(embedding.weight.detach(), table.adam.table)
-        # It is an embedding like any other again.
-        assert embedding.weight.is_contiguous() and not embedding.sparse
-        assert not embedding._forward_pre_hooks
-        assert not np.shares_memory(embedding.weight.detach().numpy(), table.adam.rows)
 
 
 def test_the_gradient_by_hand_is_autograds() -> None:
@@ -165,19 +123,24 @@ def test_a_step_by_hand_touches_the_rows_of_its_batch_alone() -> None:
         assert np.array_equal(changed, touched)
 
 
-@pytest.mark.parametrize(("name", "n_tables"), [("mf", 4), ("svdpp", 4), ("deepcf", 2)])
-def test_networks_choose_their_step(name: str, n_tables: int) -> None:
-    train = toy_batch(torch.float32)
-    network = NETWORKS[name]()
-    step = training_step(network, train, TrainingConfig(precision="bf16", device="cpu"))
-    assert isinstance(step, DeferredStep) and len(step.tables) == n_tables
-    # A learning rate that changes at every step cannot be deferred.
-    one_cycle = TrainingConfig(schedule="one-cycle", precision="bf16", device="cpu")
-    assert type(training_step(NETWORKS[name](), train, one_cycle)) is AutogradStep
-    on_gpu = tuple(tensor.to("meta") for tensor in train)
-    on_gpu_network = NETWORKS[name]().to("meta")
-    gpu = TrainingConfig(precision="bf16", device="meta")
-    assert type(training_step(on_gpu_network, on_gpu, gpu)) is AutogradStep
+@pytest.mark.parametrize(
+    ("network", "config", "step"),
+    [
+        (factors, {}, FactorStep),
+        (attention, {}, AttentionStep),
+        (implicit_factors, {}, AutogradStep),
+        (attention, {"precision": "bf16"}, AutogradStep),
+        # A learning rate that changes at every step cannot be deferred.
+        (attention, {"schedule": "one-cycle"}, AutogradStep),
+        (attention, {"device": "meta"}, AutogradStep),
+    ],
+)
+def test_networks_choose_their_step(
+    network: Callable[[], RatingNetwork], config: dict[str, Any], step: type[TrainingStep]
+) -> None:
+    given = TrainingConfig(**{"device": "cpu", **config})
+    train = tuple(tensor.to(given.device) for tensor in toy_batch(torch.float32))
+    assert type(training_step(network().to(given.device), train, given)) is step
 
 
 def test_losses_that_look_at_whole_tables_stay_dense() -> None:
