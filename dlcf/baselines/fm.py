@@ -85,7 +85,7 @@ class FactorizationMachine(Recommender):
         }
 
     def _fit(self, data: Interactions, validation: Any, movies: pd.DataFrame | None) -> None:
-        with optional("myfm", self.name):
+        with optional("myfm", f"{self.name} is fitted"):
             import myfm
         parts = self._features(data, movies)
         tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
@@ -245,9 +245,8 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
             return biases, vectors
         day = self._last_day[users]
         if timestamps is not None:
-            wanted = timestamps // _SECONDS_A_DAY
-            place = np.minimum(np.searchsorted(self._days, wanted), len(self._days) - 1)
-            day = np.where(self._days[place] == wanted, place, len(self._days))
+            # -1 for a day without a rating in training: the last row, which is of no day.
+            day = pd.Index(self._days).get_indexer(pd.Index(timestamps // _SECONDS_A_DAY))
         of_day = self._vectors["day"][day]
         biases = biases + self._biases["day"][day] + np.einsum("nr,nr->n", vectors, of_day)
         return biases, vectors + of_day

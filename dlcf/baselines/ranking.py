@@ -58,7 +58,7 @@ class ImplicitALS(Recommender):
         if not self._positive.any():
             threshold = f"positive_threshold {self.positive_threshold:g}"
             raise ValueError(f"ials: no rating of train reaches {threshold}; lower it")
-        with optional("implicit", self.name):
+        with optional("implicit", f"{self.name} is fitted"):
             import implicit.cpu.als as als
         positive = data.take(self._positive).matrix()
         # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
