@@ -150,7 +150,10 @@ class Recommender(ABC):
         self.scale = scale
         self.user_ids = np.unique(train["userId"].to_numpy())
         self.movie_ids = np.unique(train["movieId"].to_numpy())
-        self.titles = _titles(movies, self.movie_ids)
+        self.titles = None
+        if movies is not None and "title" in movies:
+            titles = movies.set_index("movieId")["title"]
+            self.titles = titles.reindex(self.movie_ids, fill_value="").tolist()
         data = self._interactions(train)
         self._seen = data.matrix()
         self._seen.sort_indices()
@@ -492,9 +495,3 @@ def _positions(ids: Index, wanted: Index) -> tuple[Index, Known]:
     position = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     known = ids[position] == wanted
     return np.where(known, position, 0), known
-
-
-def _titles(movies: pd.DataFrame | None, movie_ids: Index) -> list[str] | None:
-    if movies is None or "title" not in movies:
-        return None
-    return movies.set_index("movieId")["title"].reindex(movie_ids, fill_value="").tolist()

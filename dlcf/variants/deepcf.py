@@ -128,12 +128,6 @@ class ExplainedDeepCF(DeepCF):
             return FaithfulAttentionNetwork(*known, faithful_weight=self.faithful_weight)
         return super().build_network(data)
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        if not isinstance(self.network, RankingAttentionNetwork):
-            return super()._score(users)
-        index = torch.as_tensor(users, device=self.torch_device())
-        return self.network.rank_all(index).cpu().numpy()
-
     def _coalitions(self, users: NDArray[Any], movies: NDArray[Any]) -> NDArray[np.float64]:
         device = self.torch_device()
         index = (torch.as_tensor(i, device=device).split(4096) for i in (users, movies))

@@ -118,7 +118,7 @@ class RankingAttentionNetwork(FaithfulAttentionNetwork):
         return objective + ranking, error
 
     @torch.no_grad()
-    def rank_all(self, users: Tensor) -> Tensor:
+    def score_all(self, users: Tensor) -> Tensor:
         """Ranking scores of every movie, ``(n, n_movies)``."""
         return self._logits(self._history(users))
 
