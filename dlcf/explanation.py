@@ -10,9 +10,6 @@ from math import isnan
 from typing import Any
 from unicodedata import category
 
-__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem"]
-__all__ += ["for_output", "size_of", "strength_of", "table_of", "title_of"]
-
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
 BAR = 20  # characters

@@ -39,9 +39,7 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def as_dict(self) -> dict[str, float]:
-        """The fields by name."""
-        return asdict(self)
+    as_dict = asdict  # the fields by name
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ class Comparison:
     p_value: float
     users: int
 
-    def as_dict(self) -> dict[str, float | int | str]:
-        """The fields by name."""
-        return asdict(self)
+    as_dict = asdict  # the fields by name
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:

@@ -78,10 +78,7 @@ def exchanged_movies(
 
 
 def sanity_check(
-    user_ids: ArrayLike,
-    trained: ArrayLike,
-    destroyed: ArrayLike,
-    within: ArrayLike | None = None,
+    user_ids: ArrayLike, trained: ArrayLike, destroyed: ArrayLike, within: ArrayLike | None = None
 ) -> Interval:
     """Spearman's correlation, in [-1, 1], of a trained model's explanations with a destroyed one's.
 

@@ -39,14 +39,8 @@ COMPONENTS: dict[str, dict[str, dict[str, Any]]] = {
         "per dimension": {"attention": "per dimension"},
     },
     "learning rate": {"constant": {"lr_patience": 10}},
-    "width": {
-        "half": {"hidden": (256, 128, 64, 32)},
-        "double": {"hidden": (1024, 512, 256, 128)},
-    },
-    "sigmoid": {
-        "1 to 5": {"output_scale": (1.0, 5.0)},
-        "0 to 5": {"output_scale": (0.0, 5.0)},
-    },
+    "width": {"half": {"hidden": (256, 128, 64, 32)}, "double": {"hidden": (1024, 512, 256, 128)}},
+    "sigmoid": {"1 to 5": {"output_scale": (1.0, 5.0)}, "0 to 5": {"output_scale": (0.0, 5.0)}},
     "weight decay": {"1e-5": {"weight_decay": 1e-5}, "1e-4": {"weight_decay": 1e-4}},
 }
 VARIANTS: dict[str, dict[str, Any]] = {BASE: {}} | {
