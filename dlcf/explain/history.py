@@ -234,9 +234,7 @@ def deletion_and_insertion(
     fractions
         Of the history, ascending from 0 to 1; rounded to whole ratings.
     """
-    rated = model.ratings_of(user_id)["movieId"].to_numpy()
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[np.searchsorted(rated, order)] = np.arange(len(order))
+    rank = np.argsort(order)  # of the user's ratings, which are in the order of movie ids
     counts = np.array([round(fraction * len(order)) for fraction in fractions])[:, None]
     kept = np.concatenate([rank >= counts, rank < counts])
     deletion, insertion = np.split(values_from(model, user_id, movie_id, kept), 2)
@@ -250,6 +248,5 @@ def pairs_of(user_id: int, movie_ids: Sequence[int]) -> pd.DataFrame:
 
 def by_user(pairs: pd.DataFrame) -> Iterator[tuple[int, list[int]]]:
     """Each user of `pairs` with the movies whose prediction is explained."""
-    users = pairs["userId"].to_numpy()
-    for user_id in np.unique(users):
-        yield int(user_id), pairs["movieId"].to_numpy()[users == user_id].tolist()
+    for user_id, targets in pairs.groupby("userId")["movieId"]:
+        yield int(user_id), targets.tolist()
