@@ -78,9 +78,8 @@ class ImplicitALS(Recommender):
     def _observe(self, growth: Growth) -> None:
         """Fold-in: the vectors of users with new ratings, for the vectors of movies as they are."""
         before, (n_users, n_movies) = growth.before, self._seen.shape
-        self._positive = growth.merge(
-            before._positive, growth.data.ratings >= self.positive_threshold
-        )
+        positive = growth.data.ratings >= self.positive_threshold
+        self._positive = growth.merge(before._positive, positive)
         self._user_factors = spread(before._user_factors, growth.users, n_users)
         self._movie_factors = spread(before._movie_factors, growth.movies, n_movies)
         factors = self._movie_factors.astype(np.float64)

@@ -248,5 +248,5 @@ def pairs_of(user_id: int, movie_ids: Sequence[int]) -> pd.DataFrame:
 
 def by_user(pairs: pd.DataFrame) -> Iterator[tuple[int, list[int]]]:
     """Each user of `pairs` with the movies whose prediction is explained."""
-    for user_id, targets in pairs.groupby("userId")["movieId"]:
-        yield int(user_id), targets.tolist()
+    for user_id in np.unique(pairs["userId"]):
+        yield int(user_id), pairs.loc[pairs["userId"] == user_id, "movieId"].tolist()

@@ -305,9 +305,8 @@ class Recommender(ABC):
         twice = np.flatnonzero((np.diff(row) == 0) & (np.diff(column) == 0))
         if len(twice):
             user, movie = model.user_ids[row[twice[0]]], model.movie_ids[column[twice[0]]]
-            raise ValueError(
-                f"ratings: user {user} rated movie {movie} before; give new ratings only"
-            )
+            problem = f"ratings: user {user} rated movie {movie} before"
+            raise ValueError(f"{problem}; give new ratings only")
         ones, shape = np.ones(len(cells), dtype=np.float32), (data.n_users, data.n_movies)
         model._seen = sparse.csr_matrix((ones, (row, column)), shape=shape)
         user_bias = spread(self._user_bias, users, data.n_users)

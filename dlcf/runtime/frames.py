@@ -26,9 +26,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         if not isinstance(self.frame, pd.DataFrame):
-            raise TypeError(
-                f"{self.source} is a {type(self.frame).__name__}; give a pandas DataFrame"
-            )
+            kind = type(self.frame).__name__
+            raise TypeError(f"{self.source} is a {kind}; give a pandas DataFrame")
         repeated = self.frame.columns[self.frame.columns.duplicated()]
         if len(repeated):
             raise ValueError(f"{self.source}: column {repeated[0]!r} comes twice; drop one of them")

@@ -67,9 +67,8 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     """
     path = paths.path(folder) / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} holds no {DESCRIPTION}; name a saved model's folder"
-        )
+        problem = f"{path.parent} holds no {DESCRIPTION}"
+        raise FileNotFoundError(f"{problem}; name a saved model's folder")
     for attempt in range(TRIES):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
