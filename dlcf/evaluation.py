@@ -208,9 +208,8 @@ def rank(
     train, test = check_ratings(train, source="train"), check_ratings(test, source="test")
     relevant = test.loc[test["rating"] >= threshold, "userId"]
     if relevant.empty:
-        raise ValueError(
-            f"no test rating reaches the threshold {threshold}; lower it or give other ratings"
-        )
+        problem = f"no test rating reaches the threshold {threshold}"
+        raise ValueError(f"{problem}; lower it or give other ratings")
     users = np.unique(relevant)
     test = test[test["userId"].isin(users)].sort_values(["userId", "movieId"])
     if protocol == "rated":

@@ -66,10 +66,8 @@ def make(name: str, **hyper_parameters: Any) -> Recommender:
         hyper_parameters.pop("seed", None)
     unknown = sorted(set(hyper_parameters) - set(known))
     if unknown:
-        raise ValueError(
-            f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}; "
-            f"it takes {', '.join(known) or 'none'}"
-        )
+        problem = f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}"
+        raise ValueError(f"{problem}; it takes {', '.join(known) or 'none'}")
     return model(**hyper_parameters)
 
 

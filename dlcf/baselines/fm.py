@@ -73,9 +73,8 @@ class FactorizationMachine(Recommender):
         if self.grouped is None:
             self.grouped = self.usually_grouped
         if self.burn_in >= self.sweeps:
-            raise ValueError(
-                f"burn_in is {self.burn_in}, sweeps {self.sweeps}; burn_in must be less than sweeps"
-            )
+            problem = f"burn_in is {self.burn_in}, sweeps {self.sweeps}"
+            raise ValueError(f"{problem}; burn_in must be less than sweeps")
 
     def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
         """What a rating consists of."""

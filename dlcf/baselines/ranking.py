@@ -185,10 +185,8 @@ class EASE(HistoryRecommender):
 
     def _training_ratings(self) -> Floats:
         if self.rating_weight == 0:
-            raise NotImplementedError(
-                "ease with rating_weight=0 sees who rated what and keeps no ratings; give it a "
-                "rating_weight"
-            )
+            problem = "ease with rating_weight=0 sees who rated what and keeps no ratings"
+            raise NotImplementedError(f"{problem}; give it a rating_weight")
         return np.round((self._values - 1.0) / self.rating_weight + self._mean, 4)
 
     def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Floats) -> None:

@@ -104,8 +104,6 @@ def user_share(model: Recommender, pairs: pd.DataFrame, method: str) -> Floats:
 
 def _embedded(model: Recommender) -> ExplainedDeepCF:
     if not isinstance(model, ExplainedDeepCF):
-        raise ValueError(
-            f"{model.name} has no pair of embeddings with attention; use deepcf, or the Shapley "
-            "values with baseline='cold'"
-        )
+        remedy = "use deepcf, or the Shapley values with baseline='cold'"
+        raise ValueError(f"{model.name} has no pair of embeddings with attention; {remedy}")
     return model

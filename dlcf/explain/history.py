@@ -50,10 +50,8 @@ def history_methods(model: Recommender) -> tuple[str, ...]:
         return ATTENTION, SIGNED_ATTENTION, DELETION, SHAPLEY
     if isinstance(model, (ItemKNN, EASE)):
         return TERMS, DELETION
-    raise NotImplementedError(
-        f"{model.name} does not read a user's history when it predicts; use deepcf-plus, item-knn "
-        "or ease"
-    )
+    problem = f"{model.name} does not read a user's history when it predicts"
+    raise NotImplementedError(f"{problem}; use deepcf-plus, item-knn or ease")
 
 
 def stated_methods(model: Recommender) -> list[str]:

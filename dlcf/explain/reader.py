@@ -307,10 +307,8 @@ def _stated(
     if calibration is not None:
         chance = float(calibration(explanation.strength))
         if not 0.0 <= chance <= 1.0:
-            raise ValueError(
-                f"calibration gives {chance} for a strength of {explanation.strength:.3f}; it must "
-                "give a chance between 0 and 1"
-            )
+            problem = f"calibration gives {chance} for a strength of {explanation.strength:.3f}"
+            raise ValueError(f"{problem}; it must give a chance between 0 and 1")
         changes |= {"chance": chance, "threshold": getattr(calibration, "threshold", threshold)}
     return replace(explanation, **changes)
 

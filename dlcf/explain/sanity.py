@@ -43,10 +43,8 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
     A model in closed form has none: fit it to :func:`shuffled_labels` or :func:`exchanged_movies`.
     """
     if not isinstance(model, (ExplainedDeepCF, DeepCFPlus)):
-        raise ValueError(
-            f"{model.name} has no parameters to randomise here; use deepcf or deepcf-plus, or fit "
-            "it to shuffled_labels or exchanged_movies"
-        )
+        remedy = "use deepcf or deepcf-plus, or fit it to shuffled_labels or exchanged_movies"
+        raise ValueError(f"{model.name} has no parameters to randomise here; {remedy}")
     return model.untrained(seed)
 
 

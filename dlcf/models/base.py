@@ -162,10 +162,8 @@ class Recommender(ABC):
         self._fit(data, None if validation is None else self._interactions(validation), movies)
         for name, array in self._state().items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(
-                    f"{self.name}: {name} is not finite after training; lower the learning rate or "
-                    "regularise more"
-                )
+                problem = f"{self.name}: {name} is not finite after training"
+                raise ValueError(f"{problem}; lower the learning rate or regularise more")
 
     def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predicted ratings, float64 ``(n,)``, inside the scale; unknown ids are served.
@@ -266,10 +264,8 @@ class Recommender(ABC):
 
     def explain(self, user_id: int, movie_id: int) -> Any:
         """Why the model predicts what it does; NotImplementedError where it cannot say."""
-        raise NotImplementedError(
-            f"{self.name} has no attention weights to explain a recommendation with; "
-            "use a model such as deepcf"
-        )
+        problem = f"{self.name} has no attention weights to explain a recommendation with"
+        raise NotImplementedError(f"{problem}; use a model such as deepcf")
 
     def revised(self, user_id: int, changes: Mapping[int, float | None]) -> Recommender:
         """This model with some of a user's ratings changed; NotImplementedError where it cannot."""
@@ -389,9 +385,8 @@ class Recommender(ABC):
 
     def _observe(self, growth: Growth) -> None:
         """Take in the new ratings; vocabularies, `_seen`, counts and biases have them already."""
-        raise NotImplementedError(
-            f"{self.name} knows ratings only through training; fit it again on all of them"
-        )
+        problem = f"{self.name} knows ratings only through training"
+        raise NotImplementedError(f"{problem}; fit it again on all of them")
 
     def _state(self) -> Arrays:
         """What `_fit` learned, as named arrays."""

@@ -129,10 +129,8 @@ class DeepCF(NetworkRecommender):
         if not self.hidden:
             raise ValueError("hidden is (); give at least one layer")
         if len(self.hidden) != len(self.dropout):
-            raise ValueError(
-                f"{len(self.hidden)} hidden layers but {len(self.dropout)} dropout rates; "
-                "give one a layer"
-            )
+            problem = f"{len(self.hidden)} hidden layers but {len(self.dropout)} dropout rates"
+            raise ValueError(f"{problem}; give one a layer")
 
     def build_network(self, data: Interactions) -> AttentionNetwork:
         layers = self.embedding_size, self.hidden, self.dropout

@@ -45,10 +45,8 @@ def optional(library: str, done: str, extra: str = "baselines") -> Iterator[None
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     except ImportError as error:
-        raise ImportError(
-            f'{done} with {library}: pip install "dlcf[{extra}]" '
-            f"(importing it failed with: {error})"
-        ) from error
+        remedy = f'{done} with {library}: pip install "dlcf[{extra}]"'
+        raise ImportError(f"{remedy} (importing it failed with: {error})") from error
 
 
 def git_state() -> dict[str, Any]:

@@ -53,9 +53,8 @@ class Rows:
         for column in columns:
             if column not in self.frame:
                 found = ", ".join(map(str, self.frame)) or "none"
-                raise ValueError(
-                    f"{self.source}: column {column!r} is missing; add it (columns found: {found})"
-                )
+                problem = f"{self.source}: column {column!r} is missing"
+                raise ValueError(f"{problem}; add it (columns found: {found})")
 
     def refuse_repeated(self, columns: Sequence[str]) -> None:
         """Two rows may not agree in all of these columns, which hold whole numbers."""

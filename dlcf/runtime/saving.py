@@ -115,8 +115,6 @@ def folder_for_model(folder: str | Path) -> Path:
     if DESCRIPTION in names and _is_of_something_else(folder / DESCRIPTION):
         others.append(f"a {DESCRIPTION} of something else")
     if others:
-        raise ValueError(
-            f"{folder} holds {others[0]}, which is no part of a saved model; name an empty folder "
-            "or a new one"
-        )
+        problem = f"{folder} holds {others[0]}, which is no part of a saved model"
+        raise ValueError(f"{problem}; name an empty folder or a new one")
     return folder

@@ -101,10 +101,8 @@ class ExplainedDeepCF(DeepCF):
         for column, known in (("userId", known_user), ("movieId", known_movie)):
             if not known.all():
                 row = int(np.flatnonzero(~known)[0])
-                raise ValueError(
-                    f"pairs, row {row}: {column} {pairs[column].iloc[row]} is not in train and has "
-                    "no embedding; leave such rows out"
-                )
+                problem = f"{column} {pairs[column].iloc[row]} is not in train and has no embedding"
+                raise ValueError(f"pairs, row {row}: {problem}; leave such rows out")
         return users, movies
 
     def untrained(self, seed: int = 0) -> ExplainedDeepCF:
