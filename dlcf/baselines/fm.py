@@ -91,10 +91,8 @@ class FactorizationMachine(Recommender):
         sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds if kind.shape[1]]
         n_samples = min(self.samples, self.sweeps - self.burn_in)
         kept = np.linspace(self.burn_in, self.sweeps - 1, n_samples).astype(int).tolist()
-        self._vectors = {
-            part: np.empty((table.shape[0], n_samples, self.rank), dtype=np.float32)
-            for part, table in tables.items()
-        }
+        shape = n_samples, self.rank
+        self._vectors = {p: np.empty((t.shape[0], *shape), np.float32) for p, t in tables.items()}
         self._biases = {part: np.zeros(table.shape[0]) for part, table in tables.items()}
         self._intercept = 0.0
 

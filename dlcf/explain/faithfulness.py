@@ -29,15 +29,8 @@ from dlcf.explain.history import (
 )
 from dlcf.models.base import Recommender
 
-__all__ = [
-    "agreement",
-    "curve_areas",
-    "history_faithfulness",
-    "mean_by_user",
-    "measure_faithfulness",
-    "milliseconds",
-    "paired_with_random",
-]
+__all__ = ["agreement", "curve_areas", "history_faithfulness", "mean_by_user"]
+__all__ += ["measure_faithfulness", "milliseconds", "paired_with_random"]
 
 RANDOM, POPULARITY = "random", "popularity"
 

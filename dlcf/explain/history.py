@@ -20,15 +20,8 @@ from dlcf.baselines.ranking import EASE
 from dlcf.models.base import Floats, Recommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 
-__all__ = [
-    "deletion_and_insertion",
-    "history_attributions",
-    "history_methods",
-    "history_value",
-    "leave_one_out",
-    "shapley_history",
-    "values_from",
-]
+__all__ = ["deletion_and_insertion", "history_attributions", "history_methods", "history_value"]
+__all__ += ["leave_one_out", "shapley_history", "values_from"]
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a history, where a curve is evaluated
 PERMUTATIONS = 64

@@ -179,11 +179,9 @@ class Recommender(ABC):
     def _predict_pairs(self, pairs: pd.DataFrame) -> Floats:
         """:meth:`predict` of a frame that is checked; a model may serve the unknown otherwise."""
         users, known_user, movies, known_movie = self.positions(pairs)
-        ratings = (
-            self._mean
-            + np.where(known_user, self._user_bias[users], 0.0)
-            + np.where(known_movie, self._movie_bias[movies], 0.0)
-        )
+        user_bias = np.where(known_user, self._user_bias[users], 0.0)
+        movie_bias = np.where(known_movie, self._movie_bias[movies], 0.0)
+        ratings = self._mean + user_bias + movie_bias
         known = known_user & known_movie
         if known.any():
             time = pairs["timestamp"].to_numpy()[known] if "timestamp" in pairs else None

@@ -34,10 +34,8 @@ def coalitions(network: AttentionNetwork, users: Tensor, movies: Tensor) -> Tens
     was_training = network.training
     network.eval()
     user, movie = network.user_embedding(users), network.movie_embedding(movies)
-    no_user, no_movie = (
-        table.weight.mean(dim=0, keepdim=True)
-        for table in (network.user_embedding, network.movie_embedding)
-    )
+    tables = network.user_embedding, network.movie_embedding
+    no_user, no_movie = (table.weight.mean(dim=0, keepdim=True) for table in tables)
     values = [
         rate_embeddings(network, no_user, no_movie).expand(len(users)),
         rate_embeddings(network, user, no_movie.expand_as(movie)),
