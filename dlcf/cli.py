@@ -1,7 +1,5 @@
 """The command line: ``dlcf COMMAND ...``; also ``python -m dlcf`` and ``torchrun -m dlcf``."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import logging

@@ -5,8 +5,6 @@ in (userId, movieId) order, so the order of the file does not matter, and ties i
 by a permutation drawn from the seed.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Tables of `results/bench.json`, which ``make bench`` writes."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

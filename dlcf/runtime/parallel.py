@@ -1,7 +1,5 @@
 """Fits in parallel processes, each on one thread."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Ways to turn predictions into the paper's six numbers, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """What studies share: splits, seeds, options, results files, and what numbers come from."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json
