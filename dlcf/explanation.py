@@ -300,10 +300,8 @@ def table_of(
     `heads`; a group without a name gets no heading, one without rows says "none".
     """
     columns = "".join(f'<th scope="col" {LEFT}>{escape(head)}</th>' for head in heads)
-    lines = [
-        f"<table>\n<caption {LEFT}>{escape(caption)}</caption>",
-        f"<thead><tr>{columns}</tr></thead>",
-    ]
+    lines = [f"<table>\n<caption {LEFT}>{escape(caption)}</caption>"]
+    lines.append(f"<thead><tr>{columns}</tr></thead>")
     for name, rows in groups:
         lines.append("<tbody>")
         if name:

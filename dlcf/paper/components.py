@@ -83,8 +83,7 @@ def summarise(by_variant: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str
             tests.append((variant, which, compare_tables(tables[0], tables[1], "rmse")))
     corrected = holm([test.p_value for *_, test in tests])
     for (variant, which, test), p_value in zip(tests, corrected, strict=True):
-        kept = {"difference": test.difference, "low": test.low, "high": test.high}
-        kept = {name: round(value, 5) for name, value in kept.items()}
+        kept = {name: round(getattr(test, name), 5) for name in ("difference", "low", "high")}
         found = summary[variant].setdefault("tests", {})
         found[which] = {**kept, "p_holm": round(float(p_value), 5)}
     return summary

@@ -121,8 +121,7 @@ class RankingAttentionNetwork(FaithfulAttentionNetwork):
     def _logits(self, history: Tensor) -> Tensor:
         # Adam moves each weight by about the learning rate, whatever the gradient: without the
         # factor the logits would need the epochs in which the rating over-fits.
-        score = torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
-        return 10.0 * score
+        return 10.0 * torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
 
     def _history(self, users: Tensor, hidden: float = 0.0, targets: Tensor | None = None) -> Tensor:
         """``|N(u)|^-1/2 sum y_j`` for each user, ``(n, embedding_size)``."""
