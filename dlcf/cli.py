@@ -1,5 +1,7 @@
 """The command line: ``dlcf COMMAND ...``; also ``python -m dlcf`` and ``torchrun -m dlcf``."""
 
+from __future__ import annotations
+
 import argparse
 import io
 import logging

@@ -5,6 +5,8 @@ A *list* is what one user is shown: `k` places, of which the first `length` are 
 ranked and what counts as relevant is the business of :mod:`dlcf.evaluation`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """What a ratings frame is: its columns and scale, the checks at the door, its fingerprint."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterable

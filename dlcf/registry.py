@@ -1,5 +1,7 @@
 """Every model by its name: `make` a fresh one, `load_model` a saved one."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -5,6 +5,8 @@ in (userId, movieId) order, so the order of the file does not matter, and ties i
 by a permutation drawn from the seed.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import pandas as pd
 

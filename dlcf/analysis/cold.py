@@ -1,5 +1,7 @@
 """What a split holds, and what it leaves cold: in test, but never seen in train."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import asdict, dataclass
 

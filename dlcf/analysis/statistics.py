@@ -1,5 +1,7 @@
 """Intervals and tests: is a difference between two models more than luck?"""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations

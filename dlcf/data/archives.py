@@ -4,6 +4,8 @@ The data sets are those of Harper and Konstan, "The MovieLens Datasets: History 
 TiiS 5(4), 2015. Nothing is unpacked: members of an archive are read in place, by known names.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re

@@ -1,5 +1,7 @@
 """MovieLens' files as frames: ratings, movies, tags; an error names its file and line."""
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import io

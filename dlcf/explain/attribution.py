@@ -5,6 +5,8 @@
 :func:`user_share` makes them comparable with attention weights.
 """
 
+from __future__ import annotations
+
 import importlib
 from functools import partial
 

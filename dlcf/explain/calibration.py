@@ -1,5 +1,7 @@
 """From a recommendation's strength to the chance that the movie is liked."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

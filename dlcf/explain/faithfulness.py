@@ -4,6 +4,8 @@ Attention need not be (Jain and Wallace, 2019; Wiegreffe and Pinter, 2019). Inte
 users, because the ratings of one user are not independent.
 """
 
+from __future__ import annotations
+
 import time
 import timeit
 from collections.abc import Callable, Mapping, Sequence

@@ -6,6 +6,8 @@ many orders, so that those which say the same share what they say. The unit is t
 explained: stars, or scores for `ease`, which only ranks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 

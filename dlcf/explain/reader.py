@@ -5,6 +5,8 @@ user (:meth:`~dlcf.models.base.Recommender.revised`; nothing is trained again), 
 the prediction and of the list of recommendations are reported.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -6,6 +6,8 @@ explanation that is as near to a destroyed model's as to another seed's says not
 learned.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import combinations
 

@@ -1,5 +1,7 @@
 """Tables of `results/bench.json`, which ``make bench`` writes."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping

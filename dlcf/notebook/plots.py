@@ -1,5 +1,7 @@
 """One style, one function a figure; a figure shows data and computes nothing."""
 
+from __future__ import annotations
+
 import io
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,8 @@ a slash within a key is ``~1``); the last word is a format, ``|.3f|`` that of th
 Any other decimal number is a setting, a definition or somebody else's; ``<!--given-->`` says so.
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
 import json

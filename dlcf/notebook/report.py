@@ -1,5 +1,7 @@
 """Tables of README and docs/ from `results/`: ``python -m dlcf.notebook.report`` makes them."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Execute notebooks headless: ``dlcf run [NOTEBOOK ...] [-p NAME VALUE ...]``."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys

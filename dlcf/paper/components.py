@@ -6,6 +6,8 @@ over users; and so is its over-fitting, the RMSE on ratings held out of training
 ratings trained on (both without dropout, after the last epoch), by intervals over seeds.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Fits of the paper's network, changed or not, kept as predictions for whatever is asked later."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

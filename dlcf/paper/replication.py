@@ -5,6 +5,8 @@ predictions are measured under every protocol of :mod:`dlcf.studies.replication`
 ratings by time is tried for the network as described alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

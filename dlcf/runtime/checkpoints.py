@@ -7,6 +7,8 @@ whole: a SHA-256 checksum, then what ``torch.save`` wrote. What does not match i
 loaded, but the checkpoint before. Other files in the folder are left alone.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import time

@@ -1,5 +1,7 @@
 """What numbers and times depend on besides the code: processor, libraries, commit."""
 
+from __future__ import annotations
+
 import platform
 import subprocess
 import warnings

@@ -1,5 +1,7 @@
 """A frame under check: what is wrong in it is an error that names column, row and remedy."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

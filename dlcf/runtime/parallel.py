@@ -1,5 +1,7 @@
 """Fits in parallel processes, each on one thread."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys

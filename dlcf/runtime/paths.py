@@ -4,6 +4,8 @@ In a checkout all folders are its own, whatever the working directory. Where the
 installed without one, data and cache are in the user's folders, the rest in the working directory.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

@@ -5,6 +5,8 @@ one step once they are on disk, says which and with what checksums. So a reader 
 or the new one, and a run that is killed leaves the one that was there.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

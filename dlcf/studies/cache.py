@@ -1,5 +1,7 @@
 """What was computed before, and the digests of data, code and libraries that name them."""
 
+from __future__ import annotations
+
 import ast
 import hashlib
 import json

@@ -4,6 +4,8 @@ Each model is fitted on each split and seed in a process of its own; what is mea
 cache, so that a comparison that was cut off goes on where it stopped.
 """
 
+from __future__ import annotations
+
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,5 +1,7 @@
 """Ways to turn predictions into the paper's six numbers, side by side."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from itertools import product
 from typing import Any

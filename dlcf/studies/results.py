@@ -1,5 +1,7 @@
 """What studies share: splits, seeds, options, results files, and what numbers come from."""
 
+from __future__ import annotations
+
 import argparse
 import ast
 import json

@@ -6,6 +6,8 @@ measured on the validation part; no test rating is read. ``dlcf tune mf`` runs t
 again, ``--try '{"factors": 20}'`` adds one.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,7 @@
 """The paper's network with other losses: attention trained to be faithful, an output that ranks."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -1,5 +1,7 @@
 """Shapley values of two players, user and movie, in a prediction (Shapley, 1953)."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
