@@ -208,9 +208,8 @@ def rank(
     train, test = check_ratings(train, source="train"), check_ratings(test, source="test")
     relevant = test.loc[test["rating"] >= threshold, "userId"]
     if relevant.empty:
-        raise ValueError(
-            f"no test rating reaches the threshold {threshold}; lower it or give other ratings"
-        )
+        problem = f"no test rating reaches the threshold {threshold}"
+        raise ValueError(f"{problem}; lower it or give other ratings")
     users = np.unique(relevant)
     test = test[test["userId"].isin(users)].sort_values(["userId", "movieId"])
     if protocol == "rated":
@@ -293,9 +292,7 @@ def _rank_full(
         filled = np.take_along_axis(scores, best, axis=1) > -np.inf
         places = slice(0, best.shape[1])
         movies[rows, places] = np.where(filled, catalogue[best], -1)
-        relevant = np.ravel_multi_index(wanted[rows].nonzero(), scores.shape)
-        cells = best + len(catalogue) * np.arange(len(best))[:, None]
-        hits[rows, places] = np.isin(cells, relevant) & filled
+        hits[rows, places] = np.take_along_axis(wanted[rows].toarray(), best, axis=1) & filled
     n_relevant = _count_relevant(test, users, threshold)
     ideal = np.arange(k) < n_relevant[:, None]
     length = np.maximum((movies >= 0).sum(axis=1), 1)

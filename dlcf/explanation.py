@@ -10,9 +10,6 @@ from math import isnan
 from typing import Any
 from unicodedata import category
 
-__all__ = ["Counterfactual", "Explanation", "GenreEffect", "HistoryItem"]
-__all__ += ["for_output", "size_of", "strength_of", "table_of", "title_of"]
-
 SHOWN = 5  # ratings and genres that are listed on each side
 NOTICEABLE = 0.005  # stars; less would be shown as 0.00
 BAR = 20  # characters
@@ -303,10 +300,8 @@ def table_of(
     `heads`; a group without a name gets no heading, one without rows says "none".
     """
     columns = "".join(f'<th scope="col" {LEFT}>{escape(head)}</th>' for head in heads)
-    lines = [
-        f"<table>\n<caption {LEFT}>{escape(caption)}</caption>",
-        f"<thead><tr>{columns}</tr></thead>",
-    ]
+    lines = [f"<table>\n<caption {LEFT}>{escape(caption)}</caption>"]
+    lines.append(f"<thead><tr>{columns}</tr></thead>")
     for name, rows in groups:
         lines.append("<tbody>")
         if name:

@@ -93,10 +93,9 @@ def ndcg(gains: ArrayLike, ideal_gains: ArrayLike) -> Floats:
     """
     ideal = dcg(ideal_gains)
     if (ideal <= 0).any():
-        raise ValueError(
-            f"list {int(np.argmax(ideal <= 0))} has no gain to reach, so its NDCG is undefined; "
-            "leave out users without a relevant movie"
-        )
+        problem = f"list {int(np.argmax(ideal <= 0))} has no gain to reach"
+        remedy = "leave out users without a relevant movie"
+        raise ValueError(f"{problem}, so its NDCG is undefined; {remedy}")
     return dcg(gains) / ideal
 
 

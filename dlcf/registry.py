@@ -12,11 +12,7 @@ import pandas as pd
 import torch
 
 import dlcf.fast  # noqa: F401 - fills the hooks of training and scoring
-from dlcf.baselines.fm import (
-    FactorizationMachine,
-    ImplicitFactorizationMachine,
-    SideFactorizationMachine,
-)
+from dlcf.baselines import fm
 from dlcf.baselines.knn import ItemKNN, UserKNN
 from dlcf.baselines.ranking import EASE, ImplicitALS, RP3Beta
 from dlcf.baselines.svdpp import SVDPlusPlus
@@ -40,9 +36,9 @@ _MODELS: tuple[type[Recommender], ...] = (
     DeepCFPlus,
     ItemKNN,
     UserKNN,
-    FactorizationMachine,
-    ImplicitFactorizationMachine,
-    SideFactorizationMachine,
+    fm.FactorizationMachine,
+    fm.ImplicitFactorizationMachine,
+    fm.SideFactorizationMachine,
     ImplicitALS,
     EASE,
     RP3Beta,
@@ -70,10 +66,8 @@ def make(name: str, **hyper_parameters: Any) -> Recommender:
         hyper_parameters.pop("seed", None)
     unknown = sorted(set(hyper_parameters) - set(known))
     if unknown:
-        raise ValueError(
-            f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}; "
-            f"it takes {', '.join(known) or 'none'}"
-        )
+        problem = f"{name} has no hyper-parameter {', '.join(map(repr, unknown))}"
+        raise ValueError(f"{problem}; it takes {', '.join(known) or 'none'}")
     return model(**hyper_parameters)
 
 

@@ -52,10 +52,8 @@ def split(
     in_test[_test_rows(ratings, how, test_size, generator)] = True
     train, test = ratings[~in_test], ratings[in_test]
     if len(train) == 0 or len(test) == 0:
-        raise ValueError(
-            f"{len(ratings)} ratings leave {len(train)} for train and {len(test)} for test; "
-            "give more ratings or another test_size"
-        )
+        problem = f"{len(ratings)} ratings leave {len(train)} for train and {len(test)} for test"
+        raise ValueError(f"{problem}; give more ratings or another test_size")
     return train, test
 
 

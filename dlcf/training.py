@@ -35,7 +35,8 @@ class RatingNetwork(nn.Module):
     """A network that predicts ratings.
 
     Subclasses implement ``forward(*inputs)``; the first two inputs are user and movie indices,
-    int64 ``(n,)``, and what comes back is float32 ``(n,)`` in rating units.
+    int64 ``(n,)``, and what comes back is float32 ``(n,)`` in rating units. One that scores the
+    whole catalogue otherwise than pair by pair has ``score_all(users)``, ``(n, n_movies)``.
     """
 
     def optimizer(self, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -112,9 +113,7 @@ class History:
             return len(self.train_loss)
         return 1 + min(range(len(self.validation_loss)), key=self.validation_loss.__getitem__)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The three lists by name."""
-        return asdict(self)
+    as_dict = asdict  # the fields by name
 
 
 class TrainingStep(ABC):

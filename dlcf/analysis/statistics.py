@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -39,9 +39,7 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def as_dict(self) -> dict[str, float]:
-        """The fields by name."""
-        return asdict(self)
+    as_dict = asdict  # the fields by name
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ class Comparison:
     p_value: float
     users: int
 
-    def as_dict(self) -> dict[str, float | int | str]:
-        """The fields by name."""
-        return asdict(self)
+    as_dict = asdict  # the fields by name
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -204,10 +200,8 @@ def clustered_correlations(
         ranks = values.iloc[rows].rank()
         return np.asarray(ranks[others].corrwith(ranks[column]))
 
-    draws = [correlate(rows) for rows in _cluster_resamples(table[cluster], resamples, seed)]
-    low, high = _percentiles(draws, confidence)
-    observed = correlate(np.arange(len(values)))
-    return pd.DataFrame({"correlation": observed, "low": low, "high": high}, index=others)
+    found = _clustered(table[cluster], correlate, confidence, resamples, seed)
+    return pd.DataFrame(dict(zip(("correlation", "low", "high"), found, strict=True)), index=others)
 
 
 def clustered_interval(
@@ -222,10 +216,7 @@ def clustered_interval(
     `clusters` is which one each row is in, such as its user, ``(n,)``; `statistic` is of row
     numbers, in which a row may be repeated.
     """
-    draws = [statistic(rows) for rows in _cluster_resamples(clusters, resamples, seed)]
-    low, high = _percentiles(draws, confidence)
-    observed = statistic(np.arange(len(np.asarray(clusters))))
-    return Interval(float(observed), float(low), float(high))
+    return Interval(*map(float, _clustered(clusters, statistic, confidence, resamples, seed)))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -241,14 +232,20 @@ def holm(p_values: ArrayLike) -> Floats:
     return corrected
 
 
-def _cluster_resamples(clusters: ArrayLike, resamples: int, seed: int) -> Iterator[Index]:
-    """Rows of as many clusters as there are, drawn with replacement, `resamples` times."""
+def _clustered(
+    clusters: ArrayLike,
+    statistic: Callable[[Index], Any],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[Any, Any, Any]:
+    """A statistic of all rows and its two bounds, from as many clusters as there are, redrawn."""
     labels = pd.Series(np.asarray(clusters))
     rows_of = list(labels.groupby(labels).indices.values())
-    generator = np.random.default_rng(seed)
-    for _ in range(resamples):
-        chosen = generator.integers(len(rows_of), size=len(rows_of))
-        yield np.concatenate([rows_of[index] for index in chosen])
+    chosen = np.random.default_rng(seed).integers(len(rows_of), size=(resamples, len(rows_of)))
+    draws = [statistic(np.concatenate([rows_of[index] for index in drawn])) for drawn in chosen]
+    low, high = _percentiles(draws, confidence)
+    return statistic(np.arange(len(labels))), low, high
 
 
 def _percentiles(draws: Any, confidence: float) -> Floats:

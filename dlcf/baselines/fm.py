@@ -73,9 +73,8 @@ class FactorizationMachine(Recommender):
         if self.grouped is None:
             self.grouped = self.usually_grouped
         if self.burn_in >= self.sweeps:
-            raise ValueError(
-                f"burn_in is {self.burn_in}, sweeps {self.sweeps}; burn_in must be less than sweeps"
-            )
+            problem = f"burn_in is {self.burn_in}, sweeps {self.sweeps}"
+            raise ValueError(f"{problem}; burn_in must be less than sweeps")
 
     def _features(self, data: Interactions, movies: pd.DataFrame | None) -> Parts:
         """What a rating consists of."""
@@ -85,17 +84,15 @@ class FactorizationMachine(Recommender):
         }
 
     def _fit(self, data: Interactions, validation: Any, movies: pd.DataFrame | None) -> None:
-        with optional("myfm", self.name):
+        with optional("myfm", f"{self.name} is fitted"):
             import myfm
         parts = self._features(data, movies)
         tables = {part: sparse.hstack(kinds, "csr") for part, (_, kinds) in parts.items()}
         sizes = [kind.shape[1] for _, kinds in parts.values() for kind in kinds if kind.shape[1]]
         n_samples = min(self.samples, self.sweeps - self.burn_in)
         kept = np.linspace(self.burn_in, self.sweeps - 1, n_samples).astype(int).tolist()
-        self._vectors = {
-            part: np.empty((table.shape[0], n_samples, self.rank), dtype=np.float32)
-            for part, table in tables.items()
-        }
+        shape = n_samples, self.rank
+        self._vectors = {p: np.empty((t.shape[0], *shape), np.float32) for p, t in tables.items()}
         self._biases = {part: np.zeros(table.shape[0]) for part, table in tables.items()}
         self._intercept = 0.0
 
@@ -245,9 +242,8 @@ class SideFactorizationMachine(ImplicitFactorizationMachine):
             return biases, vectors
         day = self._last_day[users]
         if timestamps is not None:
-            wanted = timestamps // _SECONDS_A_DAY
-            place = np.minimum(np.searchsorted(self._days, wanted), len(self._days) - 1)
-            day = np.where(self._days[place] == wanted, place, len(self._days))
+            # -1 for a day without a rating in training: the last row, which is of no day.
+            day = pd.Index(self._days).get_indexer(pd.Index(timestamps // _SECONDS_A_DAY))
         of_day = self._vectors["day"][day]
         biases = biases + self._biases["day"][day] + np.einsum("nr,nr->n", vectors, of_day)
         return biases, vectors + of_day

@@ -98,20 +98,18 @@ class _Neighborhood(Recommender):
         self, similarity: Floats, target: Index, rated: sparse.csr_matrix, columns: Index
     ) -> Floats:
         """The neighbours' mean deviation for pairs of a row of `similarity` and a column."""
-        count = np.diff(rated.indptr)[columns]
-        pair = np.repeat(np.arange(len(columns)), count)
-        offset = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
-        entry = rated.indptr[columns][pair] + offset
-        weight = similarity[target[pair], rated.indices[entry]]
+        own = rated[columns]  # a row a pair
+        pair = np.repeat(np.arange(len(columns)), np.diff(own.indptr))
+        weight = similarity[target[pair], own.indices]
         positive = weight > 0
-        pair, entry, weight = pair[positive], entry[positive], weight[positive]
+        pair, weight, deviation = pair[positive], weight[positive], own.data[positive]
         order = np.lexsort((-weight, pair))
         pair = pair[order]  # stays sorted, so that a place within its pair is a difference
         nearest = np.arange(len(pair)) - np.searchsorted(pair, pair) < self.neighbors
         pair, order = pair[nearest], order[nearest]
         weight = weight[order]
         total = np.bincount(pair, weight, minlength=len(columns)) + self.damping
-        value = np.bincount(pair, weight * rated.data[entry[order]], minlength=len(columns))
+        value = np.bincount(pair, weight * deviation[order], minlength=len(columns))
         return np.divide(value, total, out=np.zeros(len(columns)), where=total > 0)
 
     def _state(self) -> Arrays:

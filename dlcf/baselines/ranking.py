@@ -58,7 +58,7 @@ class ImplicitALS(Recommender):
         if not self._positive.any():
             threshold = f"positive_threshold {self.positive_threshold:g}"
             raise ValueError(f"ials: no rating of train reaches {threshold}; lower it")
-        with optional("implicit", self.name):
+        with optional("implicit", f"{self.name} is fitted"):
             import implicit.cpu.als as als
         positive = data.take(self._positive).matrix()
         # It warns and is slow where BLAS has threads too. It gets one of its own: the sums of
@@ -78,9 +78,8 @@ class ImplicitALS(Recommender):
     def _observe(self, growth: Growth) -> None:
         """Fold-in: the vectors of users with new ratings, for the vectors of movies as they are."""
         before, (n_users, n_movies) = growth.before, self._seen.shape
-        self._positive = growth.merge(
-            before._positive, growth.data.ratings >= self.positive_threshold
-        )
+        positive = growth.data.ratings >= self.positive_threshold
+        self._positive = growth.merge(before._positive, positive)
         self._user_factors = spread(before._user_factors, growth.users, n_users)
         self._movie_factors = spread(before._movie_factors, growth.movies, n_movies)
         factors = self._movie_factors.astype(np.float64)
@@ -138,8 +137,7 @@ class EASE(HistoryRecommender):
                 f"24 * {size}^2 bytes = {24e-9 * size**2:.0f} GB; it stops at {_LARGEST_SYSTEM} "
                 "rows: leave out the users or movies with the fewest ratings, or use rp3beta"
             )
-        deviation = data.ratings - np.float64(self._mean)
-        self._values = (1.0 + self.rating_weight * deviation).astype(np.float32)
+        self._values = self._entries(data.ratings)
         matrix = self._matrix().astype(np.float64)
         by_user = data.n_users <= data.n_movies
         gram = (matrix @ matrix.T if by_user else matrix.T @ matrix).toarray()
@@ -151,6 +149,10 @@ class EASE(HistoryRecommender):
         else:
             self._diagonal = inverse.diagonal().copy()
         self._inverse = inverse.astype(np.float32)
+
+    def _entries(self, ratings: NDArray[Any]) -> NDArray[np.float32]:
+        """What X holds for some ratings."""
+        return (1.0 + self.rating_weight * (ratings - np.float64(self._mean))).astype(np.float32)
 
     def _matrix(self) -> sparse.csr_matrix:
         seen = self._seen
@@ -183,23 +185,19 @@ class EASE(HistoryRecommender):
 
     def _training_ratings(self) -> Floats:
         if self.rating_weight == 0:
-            raise NotImplementedError(
-                "ease with rating_weight=0 sees who rated what and keeps no ratings; give it a "
-                "rating_weight"
-            )
+            problem = "ease with rating_weight=0 sees who rated what and keeps no ratings"
+            raise NotImplementedError(f"{problem}; give it a rating_weight")
         return np.round((self._values - 1.0) / self.rating_weight + self._mean, 4)
 
     def _revise(self, original: Any, user: int, kept: NDArray[np.bool_], ratings: Floats) -> None:
         if not original.is_revised:
             self._fitted_on = original._matrix()
-        self._values = (1.0 + self.rating_weight * (ratings[kept] - self._mean)).astype(np.float32)
+        self._values = self._entries(ratings[kept])
 
     def _observe(self, growth: Growth) -> None:
         """The weights stay; a new movie has none."""
         before, n_movies = growth.before, len(self.movie_ids)
-        stars = growth.data.ratings - np.float64(self._mean)
-        new = (1.0 + self.rating_weight * stars).astype(np.float32)
-        self._values = growth.merge(before._values, new)
+        self._values = growth.merge(before._values, self._entries(growth.data.ratings))
         fitted_on = before._fitted_on if before.is_revised else before._matrix()
         same = np.arange(fitted_on.shape[0])
         self._fitted_on = placed(fitted_on, same, growth.movies, (len(same), n_movies))

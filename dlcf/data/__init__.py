@@ -13,13 +13,5 @@ from dlcf.data.archives import (
 )
 from dlcf.data.reading import load_movies, load_ratings, load_tags
 
-__all__ = [
-    "DATASETS",
-    "DataUnavailableError",
-    "fetch_ml100k_from_package_index",
-    "is_available",
-    "load_movies",
-    "load_ratings",
-    "load_tags",
-    "resolve_dataset",
-]
+__all__ = ["DATASETS", "DataUnavailableError", "fetch_ml100k_from_package_index", "is_available"]
+__all__ += ["load_movies", "load_ratings", "load_tags", "resolve_dataset"]

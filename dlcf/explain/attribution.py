@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from dlcf.models.base import Floats, Recommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.runtime.environment import optional
 from dlcf.variants.deepcf import ExplainedDeepCF
 from dlcf.variants.networks import rate_embeddings
 from dlcf.variants.shapley import cold_coalitions, player_share, shapley
@@ -60,13 +61,8 @@ def integrated_gradients(model: Recommender, pairs: pd.DataFrame, steps: int = 6
     of `steps`. Needs `captum`: ``pip install "dlcf[explain]"``.
     """
     embedded = _embedded(model)
-    try:
+    with optional("captum", "integrated gradients are computed", "explain"):
         captum = importlib.import_module("captum.attr")
-    except ImportError as error:
-        raise ImportError(
-            'integrated gradients are computed with captum: pip install "dlcf[explain]" '
-            f"(importing it failed with: {error})"
-        ) from error
     users, movies = embedded.embedded_pairs(pairs)
     network = embedded.network
     tables = network.user_embedding.weight.detach(), network.movie_embedding.weight.detach()
@@ -108,8 +104,6 @@ def user_share(model: Recommender, pairs: pd.DataFrame, method: str) -> Floats:
 
 def _embedded(model: Recommender) -> ExplainedDeepCF:
     if not isinstance(model, ExplainedDeepCF):
-        raise ValueError(
-            f"{model.name} has no pair of embeddings with attention; use deepcf, or the Shapley "
-            "values with baseline='cold'"
-        )
+        remedy = "use deepcf, or the Shapley values with baseline='cold'"
+        raise ValueError(f"{model.name} has no pair of embeddings with attention; {remedy}")
     return model

@@ -62,10 +62,10 @@ def calibrate_strength(
     cases = pd.DataFrame({"strength": strength, "liked": liked}).groupby("strength")["liked"]
     levels = cases.agg(["mean", "size"])
     fit = optimize.isotonic_regression(levels["mean"].to_numpy(float), weights=levels["size"])
-    steps = np.repeat(np.arange(len(fit.blocks) - 1), np.diff(fit.blocks))
-    weighted = np.bincount(steps, levels.index.to_numpy(float) * levels["size"].to_numpy())
-    centre = weighted / np.bincount(steps, levels["size"])
-    chance = fit.x[fit.blocks[:-1]]
+    first = fit.blocks[:-1]  # of each step
+    weighted = (levels["size"] * levels.index).to_numpy()
+    centre = np.add.reduceat(weighted, first) / fit.weights
+    chance = fit.x[first]
     return ChanceOfLiking(float(threshold), tuple(centre.tolist()), tuple(chance.tolist()))
 
 

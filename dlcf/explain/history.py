@@ -17,24 +17,18 @@ from numpy.typing import NDArray
 
 from dlcf.baselines.knn import ItemKNN
 from dlcf.baselines.ranking import EASE
-from dlcf.models.base import Floats, Index, Recommender
+from dlcf.models.base import Floats, Recommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 
-__all__ = [
-    "deletion_and_insertion",
-    "history_attributions",
-    "history_methods",
-    "history_value",
-    "leave_one_out",
-    "shapley_history",
-    "values_from",
-]
+__all__ = ["deletion_and_insertion", "history_attributions", "history_methods", "history_value"]
+__all__ += ["leave_one_out", "shapley_history", "values_from"]
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a history, where a curve is evaluated
 PERMUTATIONS = 64
 DELETION, SHAPLEY, TERMS = "single deletion", "shapley", "terms"
 MEASURED = (DELETION, SHAPLEY)
 ATTENTION, SIGNED_ATTENTION = "attention", "attention x deviation"
+Value = Callable[[Recommender, int, Sequence[int]], Floats]
 
 
 def history_methods(model: Recommender) -> tuple[str, ...]:
@@ -49,10 +43,8 @@ def history_methods(model: Recommender) -> tuple[str, ...]:
         return ATTENTION, SIGNED_ATTENTION, DELETION, SHAPLEY
     if isinstance(model, (ItemKNN, EASE)):
         return TERMS, DELETION
-    raise NotImplementedError(
-        f"{model.name} does not read a user's history when it predicts; use deepcf-plus, item-knn "
-        "or ease"
-    )
+    problem = f"{model.name} does not read a user's history when it predicts"
+    raise NotImplementedError(f"{problem}; use deepcf-plus, item-knn or ease")
 
 
 def stated_methods(model: Recommender) -> list[str]:
@@ -80,7 +72,9 @@ def history_attributions(
     if method == SHAPLEY:
         found = {m: shapley_history(model, user_id, m)[SHAPLEY] for m in movie_ids}
         return pd.DataFrame(found)
-    users, movies = _known_positions(model, user_id, movie_ids)
+    users, known_user, movies, known_movie = model.positions(pairs_of(user_id, movie_ids))
+    if not (known_user.all() and known_movie.all()):
+        raise ValueError(f"user {user_id} or one of the movies is not in train")
     if isinstance(model, DeepCFPlus):
         values = model.history_attention(users, movies, signed=method == SIGNED_ATTENTION)
     else:
@@ -103,18 +97,14 @@ def history_value(model: Recommender, user_id: int, movie_ids: Sequence[int]) ->
     return model.history_terms(int(users[0]), columns).sum(axis=0)
 
 
-Value = Callable[[Recommender, int, Sequence[int]], Floats]
-
-
 def values_from(
     model: Recommender,
     user_id: int,
     movie_id: int,
     kept: NDArray[np.bool_],
-    value: Value = history_value,
     timestamp: float | None = None,
 ) -> Floats:
-    """A value, ``(m,)``, had the user given only some of the ratings.
+    """What is explained, ``(m,)``, had the user given only some of the ratings.
 
     `deepcf-plus` reads all parts of the history in one pass
     (:meth:`~dlcf.plus.deepcf_plus.DeepCFPlus.predict_from`), others serve one changed history after
@@ -124,8 +114,6 @@ def values_from(
     ----------
     kept
         ``(m, ratings of the user)``, in the order of :meth:`ratings_of`.
-    value
-        :func:`history_value` or :func:`predicted_ratings`.
     timestamp
         Of the prediction, as in `predict`; for `deepcf-plus`.
     """
@@ -138,7 +126,7 @@ def values_from(
     @cache
     def without(gone: frozenset[int]) -> float:
         served = model.revised(user_id, dict.fromkeys(gone)) if gone else model
-        return float(value(served, user_id, [movie_id])[0])
+        return float(history_value(served, user_id, [movie_id])[0])
 
     return np.array([without(frozenset(rated[~row].tolist())) for row in kept])
 
@@ -158,11 +146,13 @@ def leave_one_out(
     """
     rated = model.ratings_of(user_id)["movieId"].to_numpy()
     place = np.arange(len(rated)) if ratings is None else np.searchsorted(rated, ratings)
+    left_out = pd.Index(rated[place], name="movieId")
     if isinstance(model, DeepCFPlus) and len(place):
         found = {m: model.deletions(pairs_of(user_id, [m]), place) for m in movie_ids}
-        return pd.DataFrame(found, index=pd.Index(rated[place], name="movieId"))
-    less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in rated[place]]
-    return _effects(value(model, user_id, movie_ids), less, rated[place].tolist(), movie_ids)
+        return pd.DataFrame(found, index=left_out)
+    less = [value(model.revised(user_id, {int(m): None}), user_id, movie_ids) for m in left_out]
+    change = value(model, user_id, movie_ids) - np.reshape(less, (len(less), len(movie_ids)))
+    return pd.DataFrame(change, index=left_out, columns=list(movie_ids))
 
 
 def shapley_history(
@@ -235,9 +225,7 @@ def deletion_and_insertion(
     fractions
         Of the history, ascending from 0 to 1; rounded to whole ratings.
     """
-    rated = model.ratings_of(user_id)["movieId"].to_numpy()
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[np.searchsorted(rated, order)] = np.arange(len(order))
+    rank = np.argsort(order)  # of the user's ratings, which are in the order of movie ids
     counts = np.array([round(fraction * len(order)) for fraction in fractions])[:, None]
     kept = np.concatenate([rank >= counts, rank < counts])
     deletion, insertion = np.split(values_from(model, user_id, movie_id, kept), 2)
@@ -251,23 +239,5 @@ def pairs_of(user_id: int, movie_ids: Sequence[int]) -> pd.DataFrame:
 
 def by_user(pairs: pd.DataFrame) -> Iterator[tuple[int, list[int]]]:
     """Each user of `pairs` with the movies whose prediction is explained."""
-    users = pairs["userId"].to_numpy()
-    for user_id in np.unique(users):
-        yield int(user_id), pairs["movieId"].to_numpy()[users == user_id].tolist()
-
-
-def _known_positions(
-    model: Recommender, user_id: int, movie_ids: Sequence[int]
-) -> tuple[Index, Index]:
-    users, known_user, movies, known_movie = model.positions(pairs_of(user_id, movie_ids))
-    if not (known_user.all() and known_movie.all()):
-        raise ValueError(f"user {user_id} or one of the movies is not in train")
-    return users, movies
-
-
-def _effects(
-    full: Floats, less: Sequence[Floats], ratings: Sequence[int] | Index, movies: Sequence[int]
-) -> pd.DataFrame:
-    """Values ``(movies,)`` minus those without each rating; an empty history gives no rows."""
-    change = full - np.reshape(less, (len(less), len(full)))
-    return pd.DataFrame(change, index=pd.Index(ratings, name="movieId"), columns=list(movies))
+    for user_id in np.unique(pairs["userId"]):
+        yield int(user_id), pairs.loc[pairs["userId"] == user_id, "movieId"].tolist()

@@ -33,8 +33,6 @@ from dlcf.explanation import (
 from dlcf.models.base import Recommender
 from dlcf.ratings import check_movies, check_ratings
 
-__all__ = ["Page", "explain_for", "find_counterfactual", "genre_effects", "page_of", "reader"]
-
 STEP = 2.0  # stars by which a counterfactual moves a rating
 TRIED = 3  # ratings that a counterfactual is looked for among
 MEASURED = 64  # ratings that are left out, where the model does not say which it attended to
@@ -309,20 +307,14 @@ def _stated(
     if calibration is not None:
         chance = float(calibration(explanation.strength))
         if not 0.0 <= chance <= 1.0:
-            raise ValueError(
-                f"calibration gives {chance} for a strength of {explanation.strength:.3f}; it must "
-                "give a chance between 0 and 1"
-            )
+            problem = f"calibration gives {chance} for a strength of {explanation.strength:.3f}"
+            raise ValueError(f"{problem}; it must give a chance between 0 and 1")
         changes |= {"chance": chance, "threshold": getattr(calibration, "threshold", threshold)}
     return replace(explanation, **changes)
 
 
 def _measured(
-    model: Recommender,
-    user_id: int,
-    stated: list[Explanation],
-    movies: pd.DataFrame | None,
-    k: int,
+    model: Recommender, user_id: int, stated: list[Explanation], movies: pd.DataFrame | None, k: int
 ) -> list[Explanation]:
     """Explanations with effects, where the model can serve a changed history; in one go."""
     try:

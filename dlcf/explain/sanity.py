@@ -23,16 +23,8 @@ from dlcf.models.base import Floats, Index, Recommender
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.variants.deepcf import ExplainedDeepCF
 
-__all__ = [
-    "exchanged_movies",
-    "history_explanations",
-    "history_sanity",
-    "history_stability",
-    "randomised",
-    "sanity_check",
-    "shuffled_labels",
-    "stability",
-]
+__all__ = ["exchanged_movies", "history_explanations", "history_sanity", "history_stability"]
+__all__ += ["randomised", "sanity_check", "shuffled_labels", "stability"]
 
 PART_KEYS = ["userId", "movieId", "ratedId", "explanation"]
 
@@ -43,10 +35,8 @@ def randomised(model: Recommender, seed: int = 0) -> Recommender:
     A model in closed form has none: fit it to :func:`shuffled_labels` or :func:`exchanged_movies`.
     """
     if not isinstance(model, (ExplainedDeepCF, DeepCFPlus)):
-        raise ValueError(
-            f"{model.name} has no parameters to randomise here; use deepcf or deepcf-plus, or fit "
-            "it to shuffled_labels or exchanged_movies"
-        )
+        remedy = "use deepcf or deepcf-plus, or fit it to shuffled_labels or exchanged_movies"
+        raise ValueError(f"{model.name} has no parameters to randomise here; {remedy}")
     return model.untrained(seed)
 
 
@@ -78,10 +68,7 @@ def exchanged_movies(
 
 
 def sanity_check(
-    user_ids: ArrayLike,
-    trained: ArrayLike,
-    destroyed: ArrayLike,
-    within: ArrayLike | None = None,
+    user_ids: ArrayLike, trained: ArrayLike, destroyed: ArrayLike, within: ArrayLike | None = None
 ) -> Interval:
     """Spearman's correlation, in [-1, 1], of a trained model's explanations with a destroyed one's.
 
@@ -155,10 +142,8 @@ def history_sanity(
     """
     trained, *others = (history_explanations(m, pairs, methods) for m in (model, *destroyed))
     users, within = trained["userId"], trained["explanation"]
-    return {
-        m: sanity_check(users, trained[m], [table[m] for table in others], within=within)
-        for m in trained.columns.drop(PART_KEYS)
-    }
+    found = trained.columns.drop(PART_KEYS)
+    return {m: sanity_check(users, trained[m], [t[m] for t in others], within) for m in found}
 
 
 def history_stability(
@@ -167,10 +152,8 @@ def history_stability(
     """:func:`stability` of each history attribution between `models` of other seeds."""
     tables = [history_explanations(model, pairs, methods) for model in models]
     users, within = tables[0]["userId"], tables[0]["explanation"]
-    return {
-        m: stability(users, [table[m] for table in tables], within)
-        for m in tables[0].columns.drop(PART_KEYS)
-    }
+    found = tables[0].columns.drop(PART_KEYS)
+    return {m: stability(users, [table[m] for table in tables], within) for m in found}
 
 
 def _mean_correlation(

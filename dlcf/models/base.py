@@ -150,7 +150,10 @@ class Recommender(ABC):
         self.scale = scale
         self.user_ids = np.unique(train["userId"].to_numpy())
         self.movie_ids = np.unique(train["movieId"].to_numpy())
-        self.titles = _titles(movies, self.movie_ids)
+        self.titles = None
+        if movies is not None and "title" in movies:
+            titles = movies.set_index("movieId")["title"]
+            self.titles = titles.reindex(self.movie_ids, fill_value="").tolist()
         data = self._interactions(train)
         self._seen = data.matrix()
         self._seen.sort_indices()
@@ -159,10 +162,8 @@ class Recommender(ABC):
         self._fit(data, None if validation is None else self._interactions(validation), movies)
         for name, array in self._state().items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(
-                    f"{self.name}: {name} is not finite after training; lower the learning rate or "
-                    "regularise more"
-                )
+                problem = f"{self.name}: {name} is not finite after training"
+                raise ValueError(f"{problem}; lower the learning rate or regularise more")
 
     def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predicted ratings, float64 ``(n,)``, inside the scale; unknown ids are served.
@@ -178,11 +179,9 @@ class Recommender(ABC):
     def _predict_pairs(self, pairs: pd.DataFrame) -> Floats:
         """:meth:`predict` of a frame that is checked; a model may serve the unknown otherwise."""
         users, known_user, movies, known_movie = self.positions(pairs)
-        ratings = (
-            self._mean
-            + np.where(known_user, self._user_bias[users], 0.0)
-            + np.where(known_movie, self._movie_bias[movies], 0.0)
-        )
+        user_bias = np.where(known_user, self._user_bias[users], 0.0)
+        movie_bias = np.where(known_movie, self._movie_bias[movies], 0.0)
+        ratings = self._mean + user_bias + movie_bias
         known = known_user & known_movie
         if known.any():
             time = pairs["timestamp"].to_numpy()[known] if "timestamp" in pairs else None
@@ -263,10 +262,8 @@ class Recommender(ABC):
 
     def explain(self, user_id: int, movie_id: int) -> Any:
         """Why the model predicts what it does; NotImplementedError where it cannot say."""
-        raise NotImplementedError(
-            f"{self.name} has no attention weights to explain a recommendation with; "
-            "use a model such as deepcf"
-        )
+        problem = f"{self.name} has no attention weights to explain a recommendation with"
+        raise NotImplementedError(f"{problem}; use a model such as deepcf")
 
     def revised(self, user_id: int, changes: Mapping[int, float | None]) -> Recommender:
         """This model with some of a user's ratings changed; NotImplementedError where it cannot."""
@@ -302,9 +299,8 @@ class Recommender(ABC):
         twice = np.flatnonzero((np.diff(row) == 0) & (np.diff(column) == 0))
         if len(twice):
             user, movie = model.user_ids[row[twice[0]]], model.movie_ids[column[twice[0]]]
-            raise ValueError(
-                f"ratings: user {user} rated movie {movie} before; give new ratings only"
-            )
+            problem = f"ratings: user {user} rated movie {movie} before"
+            raise ValueError(f"{problem}; give new ratings only")
         ones, shape = np.ones(len(cells), dtype=np.float32), (data.n_users, data.n_movies)
         model._seen = sparse.csr_matrix((ones, (row, column)), shape=shape)
         user_bias = spread(self._user_bias, users, data.n_users)
@@ -387,9 +383,8 @@ class Recommender(ABC):
 
     def _observe(self, growth: Growth) -> None:
         """Take in the new ratings; vocabularies, `_seen`, counts and biases have them already."""
-        raise NotImplementedError(
-            f"{self.name} knows ratings only through training; fit it again on all of them"
-        )
+        problem = f"{self.name} knows ratings only through training"
+        raise NotImplementedError(f"{problem}; fit it again on all of them")
 
     def _state(self) -> Arrays:
         """What `_fit` learned, as named arrays."""
@@ -492,9 +487,3 @@ def _positions(ids: Index, wanted: Index) -> tuple[Index, Known]:
     position = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     known = ids[position] == wanted
     return np.where(known, position, 0), known
-
-
-def _titles(movies: pd.DataFrame | None, movie_ids: Index) -> list[str] | None:
-    if movies is None or "title" not in movies:
-        return None
-    return movies.set_index("movieId")["title"].reindex(movie_ids, fill_value="").tolist()

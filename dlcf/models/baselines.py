@@ -9,15 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dlcf.models.base import (
-    MOVIE_DAMPING,
-    USER_DAMPING,
-    Growth,
-    Index,
-    Interactions,
-    Recommender,
-    fit_biases,
-)
+from dlcf.models.base import Growth, Index, Interactions, Recommender, fit_biases
 from dlcf.runtime.settings import setting
 
 
@@ -52,8 +44,8 @@ class Bias(Recommender):
     """
 
     name: ClassVar[str] = "bias"
-    user_damping: float = setting(USER_DAMPING, least=0)
-    movie_damping: float = setting(MOVIE_DAMPING, least=0)
+    user_damping: float = setting(Recommender.user_damping, least=0)
+    movie_damping: float = setting(Recommender.movie_damping, least=0)
 
     def _fit(
         self, data: Interactions, validation: Interactions | None, movies: pd.DataFrame | None

@@ -55,11 +55,7 @@ class AttentionNetwork(RatingNetwork):
             n_inputs = size
         self.tower = nn.Sequential(*layers)
         self.output = nn.Linear(n_inputs, 1)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.xavier_uniform_(module.weight)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.apply(initialise)
 
     def forward(self, users: Tensor, movies: Tensor) -> Tensor:
         weight, user, movie = self.attend(users, movies)
@@ -80,6 +76,16 @@ class AttentionNetwork(RatingNetwork):
         strength = torch.sigmoid(self.output(self.tower(attended))).squeeze(1)
         low, high = self.scale
         return low + (high - low) * strength
+
+
+def initialise(module: nn.Module) -> None:
+    """Give one layer fresh parameters: Xavier's weights (Glorot and Bengio, 2010), biases of 0."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.xavier_uniform_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.BatchNorm1d):
+        module.reset_parameters()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -123,10 +129,8 @@ class DeepCF(NetworkRecommender):
         if not self.hidden:
             raise ValueError("hidden is (); give at least one layer")
         if len(self.hidden) != len(self.dropout):
-            raise ValueError(
-                f"{len(self.hidden)} hidden layers but {len(self.dropout)} dropout rates; "
-                "give one a layer"
-            )
+            problem = f"{len(self.hidden)} hidden layers but {len(self.dropout)} dropout rates"
+            raise ValueError(f"{problem}; give one a layer")
 
     def build_network(self, data: Interactions) -> AttentionNetwork:
         layers = self.embedding_size, self.hidden, self.dropout

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlcf.models.base import Floats, Index, Interactions
+from dlcf.models.base import Floats, Interactions
 from dlcf.models.network import WEIGHTS, NetworkRecommender
 from dlcf.runtime.settings import setting
 from dlcf.training import RatingNetwork
@@ -100,10 +100,6 @@ class MatrixFactorization(NetworkRecommender):
 
     def build_network(self, data: Interactions) -> FactorNetwork:
         return FactorNetwork(data, self.factors, self.regularization, self.bias_regularization)
-
-    def _score(self, users: Index) -> NDArray[np.float32]:
-        index = torch.as_tensor(users, device=self.torch_device())
-        return self.network.score_all(index).cpu().numpy()
 
     def movie_factors(self) -> NDArray[np.float32]:
         """The movies' vectors, ``(n_movies, factors)``, rows in `movie_ids` order."""

@@ -107,11 +107,12 @@ class NetworkRecommender(Recommender):
         return predict_in_batches(self.network, *index).cpu().double().numpy()
 
     def _score(self, users: Index) -> NDArray[np.float32]:
-        faster = FASTER_SCORES.get(type(self.network))
-        if faster is None:
+        kind = type(self.network)
+        score_all = FASTER_SCORES.get(kind, getattr(kind, "score_all", None))
+        if score_all is None:
             return super()._score(users)
         index = torch.as_tensor(users, device=self.torch_device())
-        return faster(self.network, index).cpu().numpy()
+        return score_all(self.network, index).cpu().numpy()
 
     def _state(self) -> Arrays:
         return {

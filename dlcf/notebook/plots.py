@@ -23,6 +23,7 @@ SCREEN_DPI, PRINT_DPI = 110, 200
 COLUMN, PAGE = 3.5, 7.2  # inches: one and two columns of a printed page
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, CYAN = sns.color_palette("colorblind")
 Style = dict[str, Any]  # keyword arguments of a drawing
+BELOW: Style = {"loc": "outside lower center", "frameon": False}  # of a figure's legend
 SPLIT_NAMES = {  # where the name in print is another
     "user-temporal": "per-user temporal",
     "global-temporal": "global temporal",
@@ -328,8 +329,7 @@ def reading_errors(tables: Mapping[str, pd.DataFrame], references: Mapping[str, 
             axis.axvline(value, color="black", linestyle=style, linewidth=0.8, label=name)
         axis.set_yticks(place, table.index)
         axis.set(xlabel="RMSE (stars)", title=SPLIT_NAMES.get(split, split))
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, **BELOW)
     return figure
 
 
@@ -356,8 +356,7 @@ def changes(tables: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> Fig
         axis.grid(axis="y", visible=False)
         axis.set_yticks(np.arange(rows)[::-1], table.index)
         axis.set(xlabel=label, title=SPLIT_NAMES.get(split, split), ylim=(-0.6, rows - 0.4))
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, **BELOW)
     return figure
 
 
@@ -372,8 +371,7 @@ def protocol_cloud(table: pd.DataFrame, paper: Mapping[str, float]) -> Figure:
         axis.plot(paper["recall@10"], paper["precision@10"], "k*", markersize=11, label="paper")
         axis.set(xlabel="recall@10", title=f"relevant from {threshold} stars")
     axes[0].set_ylabel("precision@10")
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=5, **BELOW)
     return figure
 
 

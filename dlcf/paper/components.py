@@ -39,14 +39,8 @@ COMPONENTS: dict[str, dict[str, dict[str, Any]]] = {
         "per dimension": {"attention": "per dimension"},
     },
     "learning rate": {"constant": {"lr_patience": 10}},
-    "width": {
-        "half": {"hidden": (256, 128, 64, 32)},
-        "double": {"hidden": (1024, 512, 256, 128)},
-    },
-    "sigmoid": {
-        "1 to 5": {"output_scale": (1.0, 5.0)},
-        "0 to 5": {"output_scale": (0.0, 5.0)},
-    },
+    "width": {"half": {"hidden": (256, 128, 64, 32)}, "double": {"hidden": (1024, 512, 256, 128)}},
+    "sigmoid": {"1 to 5": {"output_scale": (1.0, 5.0)}, "0 to 5": {"output_scale": (0.0, 5.0)}},
     "weight decay": {"1e-5": {"weight_decay": 1e-5}, "1e-4": {"weight_decay": 1e-4}},
 }
 VARIANTS: dict[str, dict[str, Any]] = {BASE: {}} | {
@@ -91,8 +85,7 @@ def summarise(by_variant: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str
             tests.append((variant, which, compare_tables(tables[0], tables[1], "rmse")))
     corrected = holm([test.p_value for *_, test in tests])
     for (variant, which, test), p_value in zip(tests, corrected, strict=True):
-        kept = {"difference": test.difference, "low": test.low, "high": test.high}
-        kept = {name: round(value, 5) for name, value in kept.items()}
+        kept = {name: round(getattr(test, name), 5) for name in ("difference", "low", "high")}
         found = summary[variant].setdefault("tests", {})
         found[which] = {**kept, "p_holm": round(float(p_value), 5)}
     return summary

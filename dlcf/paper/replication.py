@@ -69,9 +69,7 @@ def summarise(by_fit: Mapping[tuple[str, str, int], pd.DataFrame]) -> dict[str, 
     cells = list(dict.fromkeys(key[:2] for key in by_fit))
     tables = []
     for seed in seeds:
-        parts = [
-            by_fit[cell[0], cell[1], seed].assign(reading=cell[0], split=cell[1]) for cell in cells
-        ]
+        parts = [by_fit[r, how, seed].assign(reading=r, split=how) for r, how in cells]
         tables.append(pd.concat(parts, ignore_index=True))
     names = CHOSEN_BEFORE + [n for n in tables[0] if n not in (*CHOSEN_BEFORE, *PAPER)]
     values = np.stack([table[list(PAPER)].to_numpy() for table in tables])

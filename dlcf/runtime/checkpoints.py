@@ -101,10 +101,9 @@ class Checkpoint:
                 try:
                     self._place.locks.enter_context(lock)
                 except Timeout:
-                    raise RuntimeError(
-                        f"another process trains this: {self.folder} is locked; wait until it is "
-                        "done, or name another folder for checkpoints"
-                    ) from None
+                    problem = f"another process trains this: {self.folder} is locked"
+                    remedy = "wait until it is done, or name another folder for checkpoints"
+                    raise RuntimeError(f"{problem}; {remedy}") from None
 
     def load(self) -> Any | None:
         """The newest state that is whole, tensors on the CPU; None where there is none."""

@@ -33,8 +33,11 @@ def library_versions(names: Iterable[str]) -> dict[str, str | None]:
 
 
 @contextmanager
-def optional(library: str, model: str) -> Iterator[None]:
-    """Around the import of a library; ImportError that says what to install where it is missing."""
+def optional(library: str, done: str, extra: str = "baselines") -> Iterator[None]:
+    """Around the import of a library, with which something, such as "ials is fitted", is `done`.
+
+    Where it is missing, ImportError says which of dlcf's extras to install.
+    """
     try:
         with warnings.catch_warnings():
             # myfm imports pkg_resources, which warns of its own end.
@@ -42,10 +45,8 @@ def optional(library: str, model: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     except ImportError as error:
-        raise ImportError(
-            f'{model} is fitted with {library}: pip install "dlcf[baselines]" '
-            f"(importing it failed with: {error})"
-        ) from error
+        remedy = f'{done} with {library}: pip install "dlcf[{extra}]"'
+        raise ImportError(f"{remedy} (importing it failed with: {error})") from error
 
 
 def git_state() -> dict[str, Any]:

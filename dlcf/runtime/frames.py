@@ -26,9 +26,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         if not isinstance(self.frame, pd.DataFrame):
-            raise TypeError(
-                f"{self.source} is a {type(self.frame).__name__}; give a pandas DataFrame"
-            )
+            kind = type(self.frame).__name__
+            raise TypeError(f"{self.source} is a {kind}; give a pandas DataFrame")
         repeated = self.frame.columns[self.frame.columns.duplicated()]
         if len(repeated):
             raise ValueError(f"{self.source}: column {repeated[0]!r} comes twice; drop one of them")
@@ -54,9 +53,8 @@ class Rows:
         for column in columns:
             if column not in self.frame:
                 found = ", ".join(map(str, self.frame)) or "none"
-                raise ValueError(
-                    f"{self.source}: column {column!r} is missing; add it (columns found: {found})"
-                )
+                problem = f"{self.source}: column {column!r} is missing"
+                raise ValueError(f"{problem}; add it (columns found: {found})")
 
     def refuse_repeated(self, columns: Sequence[str]) -> None:
         """Two rows may not agree in all of these columns, which hold whole numbers."""

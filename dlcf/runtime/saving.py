@@ -67,9 +67,8 @@ def read_folder(folder: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, 
     """
     path = paths.path(folder) / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} holds no {DESCRIPTION}; name a saved model's folder"
-        )
+        problem = f"{path.parent} holds no {DESCRIPTION}"
+        raise FileNotFoundError(f"{problem}; name a saved model's folder")
     for attempt in range(TRIES):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -116,8 +115,6 @@ def folder_for_model(folder: str | Path) -> Path:
     if DESCRIPTION in names and _is_of_something_else(folder / DESCRIPTION):
         others.append(f"a {DESCRIPTION} of something else")
     if others:
-        raise ValueError(
-            f"{folder} holds {others[0]}, which is no part of a saved model; name an empty folder "
-            "or a new one"
-        )
+        problem = f"{folder} holds {others[0]}, which is no part of a saved model"
+        raise ValueError(f"{problem}; name an empty folder or a new one")
     return folder

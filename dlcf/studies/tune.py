@@ -18,8 +18,9 @@ import torch
 from filelock import FileLock
 
 from dlcf.data import load_movies, load_ratings
-from dlcf.evaluation import per_user, per_user_errors
+from dlcf.evaluation import per_user
 from dlcf.explain.faithfulness import measure_faithfulness
+from dlcf.metrics import rmse
 from dlcf.models.deepcf import DeepCF
 from dlcf.registry import available, make
 from dlcf.runtime import paths
@@ -45,9 +46,8 @@ def run_trial(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, floa
     for how in SPLITS:
         train, validation, _ = train_validation_test(ratings, how, seed=SEED)
         fitted = fit_cached(model, train, movies=movies, **{"seed": 0, **config})
-        total = per_user_errors(fitted, validation).sum()
         found[how] = {
-            "rmse": round(float((total["squared"] / total["ratings"]) ** 0.5), 5),
+            "rmse": round(rmse(validation["rating"], fitted.predict(validation)), 5),
             "ndcg@10": round(float(per_user(fitted, train, validation)["ndcg"].mean()), 5),
         }
         if isinstance(fitted, DeepCF):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
-from dlcf.models.deepcf import AttentionNetwork, DeepCF
+from dlcf.models.deepcf import AttentionNetwork, DeepCF, initialise
 from dlcf.models.network import WEIGHTS
 from dlcf.runtime.settings import setting
 from dlcf.training import Batch, TrainingConfig, mean_squared_error
@@ -50,8 +50,7 @@ class ComponentNetwork(AttentionNetwork):
         if attention == "per dimension":
             size = self.user_embedding.embedding_dim
             self.attention = nn.Linear(2 * size, size)
-            nn.init.xavier_uniform_(self.attention.weight)
-            nn.init.zeros_(self.attention.bias)
+            initialise(self.attention)
         if not batch_norm:
             kept = [layer for layer in self.tower if not isinstance(layer, nn.BatchNorm1d)]
             self.tower = nn.Sequential(*kept)

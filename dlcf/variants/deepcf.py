@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlcf.explanation import Explanation
 from dlcf.models.base import Arrays, Interactions
-from dlcf.models.deepcf import AttentionNetwork, DeepCF
+from dlcf.models.deepcf import AttentionNetwork, DeepCF, initialise
 from dlcf.models.network import WEIGHTS
 from dlcf.runtime.settings import setting
 from dlcf.training import Batch, seeded
@@ -101,10 +101,8 @@ class ExplainedDeepCF(DeepCF):
         for column, known in (("userId", known_user), ("movieId", known_movie)):
             if not known.all():
                 row = int(np.flatnonzero(~known)[0])
-                raise ValueError(
-                    f"pairs, row {row}: {column} {pairs[column].iloc[row]} is not in train and has "
-                    "no embedding; leave such rows out"
-                )
+                problem = f"{column} {pairs[column].iloc[row]} is not in train and has no embedding"
+                raise ValueError(f"pairs, row {row}: {problem}; leave such rows out")
         return users, movies
 
     def untrained(self, seed: int = 0) -> ExplainedDeepCF:
@@ -113,13 +111,7 @@ class ExplainedDeepCF(DeepCF):
         model = copy.copy(self)
         model.network = copy.deepcopy(self.network)
         with seeded(seed, self.torch_device()):
-            for module in model.network.modules():
-                if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
-                    torch.nn.init.xavier_uniform_(module.weight)
-                if isinstance(module, torch.nn.Linear):
-                    torch.nn.init.zeros_(module.bias)
-                if isinstance(module, torch.nn.BatchNorm1d):
-                    module.reset_parameters()
+            model.network.apply(initialise)
         model._states = dict.fromkeys(self._states, model.network.state_dict())
         model._faithfulness = dict.fromkeys(self._states)
         return model
@@ -127,18 +119,12 @@ class ExplainedDeepCF(DeepCF):
     def build_network(self, data: Interactions) -> AttentionNetwork:
         layers = self.embedding_size, self.hidden, self.dropout
         if self.ranking_weight > 0:
-            terms = self.ranking_weight, self.faithful_weight
-            return RankingAttentionNetwork(data, self.scale, *layers, *terms)
+            weights = self.ranking_weight, self.faithful_weight
+            return RankingAttentionNetwork(data, *weights, self.scale, *layers)
         if self.faithful_weight > 0:
-            known = data.n_users, data.n_movies, self.scale
-            return FaithfulAttentionNetwork(*known, *layers, self.faithful_weight)
+            known = data.n_users, data.n_movies, self.scale, *layers
+            return FaithfulAttentionNetwork(*known, faithful_weight=self.faithful_weight)
         return super().build_network(data)
-
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        if not isinstance(self.network, RankingAttentionNetwork):
-            return super()._score(users)
-        index = torch.as_tensor(users, device=self.torch_device())
-        return self.network.rank_all(index).cpu().numpy()
 
     def _coalitions(self, users: NDArray[Any], movies: NDArray[Any]) -> NDArray[np.float64]:
         device = self.torch_device()

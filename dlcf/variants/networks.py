@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
-from dlcf.models.deepcf import AttentionNetwork
+from dlcf.models.deepcf import AttentionNetwork, initialise
 from dlcf.variants.shapley import player_share, shapley
 
 
@@ -34,10 +34,8 @@ def coalitions(network: AttentionNetwork, users: Tensor, movies: Tensor) -> Tens
     was_training = network.training
     network.eval()
     user, movie = network.user_embedding(users), network.movie_embedding(movies)
-    no_user, no_movie = (
-        table.weight.mean(dim=0, keepdim=True)
-        for table in (network.user_embedding, network.movie_embedding)
-    )
+    tables = network.user_embedding, network.movie_embedding
+    no_user, no_movie = (table.weight.mean(dim=0, keepdim=True) for table in tables)
     values = [
         rate_embeddings(network, no_user, no_movie).expand(len(users)),
         rate_embeddings(network, user, no_movie.expand_as(movie)),
@@ -58,25 +56,16 @@ class FaithfulAttentionNetwork(AttentionNetwork):
 
     The loss of a batch is its squared error plus `faithful_weight` times the cross-entropy between
     the two weights and the shares, :func:`shapley` of :func:`coalitions`, which are not
-    differentiated.
+    differentiated. The other arguments are those of :class:`AttentionNetwork`.
     """
 
-    def __init__(
-        self,
-        n_users: int,
-        n_movies: int,
-        scale: tuple[float, float],
-        embedding_size: int = 128,
-        hidden: Sequence[int] = (512, 256, 128, 64),
-        dropout: Sequence[float] = (0.3, 0.2, 0.2, 0.1),
-        faithful_weight: float = 0.0,
-    ) -> None:
-        super().__init__(n_users, n_movies, scale, embedding_size, hidden, dropout)
+    def __init__(self, *sizes: Any, faithful_weight: float) -> None:
+        super().__init__(*sizes)
         self.faithful_weight = faithful_weight
 
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        users, movies, ratings = batch
-        error = nn.functional.mse_loss(self(users, movies), ratings)
+        users, movies, _ = batch
+        error, _ = super().losses(*batch)
         return error + self.unfaithfulness(users, movies), error
 
     def unfaithfulness(self, users: Tensor, movies: Tensor) -> Tensor | float:
@@ -108,42 +97,33 @@ class RankingAttentionNetwork(FaithfulAttentionNetwork):
     rated_movie: Tensor
 
     def __init__(
-        self,
-        data: Interactions,
-        scale: tuple[float, float],
-        embedding_size: int,
-        hidden: Sequence[int],
-        dropout: Sequence[float],
-        ranking_weight: float,
-        faithful_weight: float = 0.0,
+        self, data: Interactions, ranking_weight: float, faithful_weight: float, *sizes: Any
     ) -> None:
-        layers = embedding_size, hidden, dropout
-        super().__init__(data.n_users, data.n_movies, scale, *layers, faithful_weight)
+        super().__init__(data.n_users, data.n_movies, *sizes, faithful_weight=faithful_weight)
         self.ranking_weight = ranking_weight
-        self.history_embedding = nn.Embedding(data.n_movies, embedding_size)
-        nn.init.xavier_uniform_(self.history_embedding.weight)
+        self.history_embedding = nn.Embedding(*self.movie_embedding.weight.shape)
+        initialise(self.history_embedding)
         self.ranking_bias = nn.Parameter(torch.zeros(data.n_movies))
         rated = data.matrix()
         self.register_buffer("rated_start", torch.as_tensor(rated.indptr, dtype=torch.int64))
         self.register_buffer("rated_movie", torch.as_tensor(rated.indices, dtype=torch.int64))
 
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        users, movies, ratings = batch
-        error = nn.functional.mse_loss(self(users, movies), ratings)
+        users, movies, _ = batch
+        objective, error = super().losses(*batch)
         logits = self._logits(self._history(users, hidden=0.5, targets=movies))
         ranking = self.ranking_weight * nn.functional.cross_entropy(logits, movies)
-        return error + ranking + self.unfaithfulness(users, movies), error
+        return objective + ranking, error
 
     @torch.no_grad()
-    def rank_all(self, users: Tensor) -> Tensor:
+    def score_all(self, users: Tensor) -> Tensor:
         """Ranking scores of every movie, ``(n, n_movies)``."""
         return self._logits(self._history(users))
 
     def _logits(self, history: Tensor) -> Tensor:
         # Adam moves each weight by about the learning rate, whatever the gradient: without the
         # factor the logits would need the epochs in which the rating over-fits.
-        score = torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
-        return 10.0 * score
+        return 10.0 * torch.addmm(self.ranking_bias, history, self.movie_embedding.weight.T)
 
     def _history(self, users: Tensor, hidden: float = 0.0, targets: Tensor | None = None) -> Tensor:
         """``|N(u)|^-1/2 sum y_j`` for each user, ``(n, embedding_size)``."""

@@ -14,6 +14,7 @@ from dlcf.explain.faithfulness import (
     mean_by_user,
     paired_with_random,
 )
+from dlcf.explain.history import DELETION, leave_one_out
 
 
 class TestCurves:
@@ -21,10 +22,10 @@ class TestCurves:
         generator = np.random.default_rng(5)
         model = Additive({int(i): float(v) for i, v in enumerate(generator.normal(size=12))})
         truth = pd.DataFrame({99: pd.Series(model.effect)})
-        wrong = -truth
+        known = {"true": truth, "wrong": -truth, DELETION: leave_one_out(model, 1, [99])}
         monkeypatch.setattr(
             "dlcf.explain.faithfulness.history_attributions",
-            lambda model, user, movies, method: {"true": truth, "wrong": wrong}[method],
+            lambda model, user, movies, method: known[method],
         )
         pairs = pd.DataFrame({"userId": [1], "movieId": [99]})
         areas = curve_areas(model, pairs, ["true", "wrong"]).set_index("order")
