@@ -228,7 +228,7 @@ def same(first: RankedLists, second: RankedLists) -> bool:
 
 
 class Levels(Recommender):
-    """Four scores for all movies: ties within every list, and where it ends."""
+    """One movie is the best, the others have four scores: ties within a list, and at its end."""
 
     name = "levels"
 
@@ -236,7 +236,8 @@ class Levels(Recommender):
         pass
 
     def _predict(self, users: Any, movies: Any, timestamps: Any) -> Any:
-        return 1.0 + self.movie_ids[movies] % 4
+        ids = self.movie_ids[movies]
+        return np.where(ids == self.movie_ids[0], 5.0, 1.0 + ids % 4)
 
 
 def test_what_is_measured_and_on_how_much(scripted: Recommender) -> None:
@@ -278,7 +279,8 @@ def test_lists_by_hand(scripted: Recommender) -> None:
     assert rated.ideal.tolist() == [[5.0, 4.0, 2.0, 0.0], [5.0, 4.0, 0.0, 0.0]]
     assert rated.length.tolist() == [3, 2]
     for lists in (full, rated):
-        assert lists.hits.dtype == bool and lists.n_relevant.dtype == np.int64
+        assert lists.hits.dtype == bool
+        assert lists.length.dtype == lists.n_relevant.dtype == np.int64
     assert rank(scripted, TRAIN, TEST, "full", k=1).length.tolist() == [1, 1]
     with pytest.warns(UserWarning):
         sampled = rank(scripted, TRAIN, TEST, "sampled", k=6)
