@@ -139,12 +139,12 @@ def prequential(
             raise ValueError(f"{name} has no column timestamp; prequential evaluation needs times")
     if past["timestamp"].max() >= future["timestamp"].min():
         raise ValueError("past holds ratings that are not before future; split by time of all")
-    future = future.sort_values(["timestamp", "userId", "movieId"], kind="stable")
+    future = future.sort_values(["timestamp", "userId", "movieId"])
     index, future = future.index, future.reset_index(drop=True)
     time, since = future["timestamp"], future["timestamp"].iloc[0]
     span = np.inf if every is None else _duration("every", every)
-    period = ((time - since) // span).astype(np.int64)
-    group = ((time - since) // _duration("step", step)).astype(np.int64)
+    period = (time - since) // span
+    group = (time - since) // _duration("step", step)
     predicted = []
     periods = tqdm(list(future.groupby(period)), desc="periods", disable=None, leave=False)
     for _, of_period in periods:
@@ -277,6 +277,7 @@ def _rank_full(
     wanted = _known_cells(test[test["rating"] >= threshold], users, catalogue)
     movies = np.full((len(users), k), -1)
     hits = np.zeros((len(users), k), dtype=bool)
+    length = np.ones(len(users), dtype=np.int64)
     starts = range(0, len(users), _USERS_AT_ONCE)
     for start in tqdm(starts, desc="ranking", disable=None, leave=False):
         rows = slice(start, start + _USERS_AT_ONCE)
@@ -290,12 +291,12 @@ def _rank_full(
             scores[~candidates] = -np.inf
         best = _top_k_in_order(scores, k, tie_break)
         filled = np.take_along_axis(scores, best, axis=1) > -np.inf
+        length[rows] = np.maximum(filled.sum(axis=1), 1)
         places = slice(0, best.shape[1])
         movies[rows, places] = np.where(filled, catalogue[best], -1)
         hits[rows, places] = np.take_along_axis(wanted[rows].toarray(), best, axis=1) & filled
     n_relevant = _count_relevant(test, users, threshold)
     ideal = np.arange(k) < n_relevant[:, None]
-    length = np.maximum((movies >= 0).sum(axis=1), 1)
     return RankedLists(users, movies, hits, hits, ideal, length, n_relevant)
 
 

@@ -91,8 +91,8 @@ def _test_rows(
 
     by_user = np.lexsort((tie_break, time, user))
     _, first, count = np.unique(user[by_user], return_index=True, return_counts=True)
-    n_test = np.ones_like(count) if how == "leave-last-out" else _rounded_share(count, test_size)
-    n_test = np.minimum(n_test, count - 1)
+    wanted = np.array(1) if how == "leave-last-out" else _rounded_share(count, test_size)
+    n_test = np.minimum(wanted, count - 1)
     position_in_user = np.arange(len(ratings)) - np.repeat(first, count)
     return by_user[position_in_user >= np.repeat(count - n_test, count)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import dlcf
-from dlcf.evaluation import evaluate, per_user, rank
+from dlcf.evaluation import RankedLists, evaluate, per_user, per_user_errors, rank
 from dlcf.models.base import Interactions, Recommender, top_k
 from dlcf.splits import split
 
@@ -180,7 +180,7 @@ def test_top_k_breaks_ties_by_column() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"protocol": "by-moon"}, "unknown protocol"),
+        ({"protocol": "by-moon"}, "unknown protocol 'by-moon'; choose one of rated, full$"),
         ({"k": 0}, "k is 0"),
         ({"k": 2.0}, "k is 2.0"),
         ({"threshold": 6.0}, "no test rating reaches"),
@@ -220,3 +220,142 @@ def test_ties_of_the_catalogue_do_not_go_to_low_ids(toy_ratings: pd.DataFrame) -
     for shown in lists.movies[1:]:
         known = [order[movie] for movie in shown if movie in order]
         assert known == sorted(known)
+
+
+def same(first: RankedLists, second: RankedLists) -> bool:
+    names = [field.name for field in fields(RankedLists)]
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
+
+
+class Levels(Recommender):
+    """One movie is the best, the others have four scores: ties within a list, and at its end."""
+
+    name = "levels"
+
+    def _fit(self, data: Any, validation: Any, movies: Any) -> None:
+        pass
+
+    def _predict(self, users: Any, movies: Any, timestamps: Any) -> Any:
+        ids = self.movie_ids[movies]
+        return np.where(ids == self.movie_ids[0], 5.0, 1.0 + ids % 4)
+
+
+def test_what_is_measured_and_on_how_much(scripted: Recommender) -> None:
+    found = evaluate(scripted, TRAIN, TEST, "full", k=3)
+    lists = ["precision@3", "recall@3", "f1@3", "ndcg@3"]
+    assert list(found) == ["rmse", "mae", *lists, "ratings", "users"]
+    error = scripted.predict(TEST) - TEST["rating"]
+    assert found["rmse"] == pytest.approx(np.sqrt((error**2).mean()))
+    assert found["mae"] == pytest.approx(error.abs().mean())
+    precision, recall = 1 / 3, 0.5
+    assert found["f1@3"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert (found["ratings"], found["users"]) == (6, 2)
+    assert per_user(scripted, TRAIN, TEST).index.name == "userId"
+    assert per_user_errors(scripted, TEST).index.name == "userId"
+
+
+def test_the_defaults_are_the_catalogue_ten_places_and_four_stars(
+    toy_ratings: pd.DataFrame,
+) -> None:
+    train, test = split(toy_ratings, seed=1)
+    model = dlcf.make("bias").fit(train)
+    given = "full", 10, 4.0
+    assert evaluate(model, train, test) == evaluate(model, train, test, *given)
+    assert per_user(model, train, test).equals(per_user(model, train, test, *given))
+    assert same(rank(model, train, test), rank(model, train, test, *given))
+
+
+def test_lists_by_hand(scripted: Recommender) -> None:
+    """Longer than the catalogue: places behind the last movie are -1, and no hits."""
+    full = rank(scripted, TRAIN, TEST, "full", k=6)
+    assert full.users.tolist() == [1, 2]
+    assert full.movies.tolist() == [[14, 12, 11, 13, -1, -1], [10, 13, 12, -1, -1, -1]]
+    assert full.hits.tolist() == [[False, False, True, True, False, False], [True] + 5 * [False]]
+    assert full.ideal.tolist() == 2 * [[True, True] + 4 * [False]]
+    assert full.length.tolist() == [4, 3] and full.n_relevant.tolist() == [2, 2]
+    rated = rank(scripted, TRAIN, TEST, "rated", k=4)
+    assert rated.movies.tolist() == [[12, 11, 13, -1], [10, 99, -1, -1]]
+    assert rated.gains.tolist() == [[2.0, 5.0, 4.0, 0.0], [4.0, 5.0, 0.0, 0.0]]
+    assert rated.ideal.tolist() == [[5.0, 4.0, 2.0, 0.0], [5.0, 4.0, 0.0, 0.0]]
+    assert rated.length.tolist() == [3, 2]
+    for lists in (full, rated):
+        assert lists.hits.dtype == bool
+        assert lists.length.dtype == lists.n_relevant.dtype == np.int64
+    assert rank(scripted, TRAIN, TEST, "full", k=1).length.tolist() == [1, 1]
+    with pytest.warns(UserWarning):
+        sampled = rank(scripted, TRAIN, TEST, "sampled", k=6)
+    assert same(sampled, full)  # of five movies a sample of 100 is all of them
+
+
+def test_a_list_without_a_movie_is_one_wrong_place(scripted: Recommender) -> None:
+    seen = frame([(2, movie, 3.0) for movie in range(10, 15)])
+    lists = rank(scripted, seen, TEST[TEST["userId"] == 2], "full", k=3)
+    assert lists.movies.tolist() == [[-1, -1, -1]] and lists.length.tolist() == [1]
+
+
+@pytest.mark.parametrize("protocol", ["rated", "full"])
+def test_ids_of_movies_are_only_names(protocol: str) -> None:
+    """0 and numbers below it, too."""
+    lists = []
+    for shift in (0, 12):
+        table = {(user, movie - shift): stars for (user, movie), stars in TABLE.items()}
+        train, test = (t.assign(movieId=t["movieId"] - shift) for t in (TRAIN, TEST))
+        lists.append(rank(Scripted(table).fit(train), train, test, protocol, k=3))
+    first, second = lists
+    assert np.array_equal(first.hits, second.hits)
+    assert first.length.tolist() == second.length.tolist()
+    assert (first.movies[first.movies > 0] - 12).tolist() == second.movies[
+        first.movies > 0
+    ].tolist()
+
+
+@pytest.mark.parametrize("protocol", ["rated", "full"])
+def test_a_list_is_the_head_of_a_longer_one(protocol: str, toy_ratings: pd.DataFrame) -> None:
+    """Ties included: they are in one order, wherever a list is cut."""
+    train, test = split(toy_ratings, seed=0)
+    user = test["userId"].iloc[0]
+    train = train[train["userId"] != user]  # of whom nothing is known: all movies are candidates
+    model = Levels().fit(train)
+    longest = rank(model, train, test, protocol, k=60)
+    for k in range(1, 60):
+        assert same(rank(model, train, test, protocol, k=k), longest.cut(k)), k
+    constant = Constant().fit(train)
+    one = test[test["userId"] == user]
+    longest = rank(constant, train, one, protocol, k=60)
+    assert same(rank(constant, train, one, protocol, k=10), longest.cut(10))
+
+
+def test_how_many_users_are_ranked_at_once_does_not_matter(
+    toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = split(toy_ratings, seed=2)
+    model = Levels().fit(train)
+    monkeypatch.setattr("dlcf.evaluation._SAMPLED_MOVIES", 5)
+    found: dict[str, list[RankedLists]] = {"full": [], "sampled": []}
+    for at_once in (64, 7):
+        monkeypatch.setattr("dlcf.evaluation._USERS_AT_ONCE", at_once)
+        found["full"].append(rank(model, train, test, "full"))
+        with pytest.warns(UserWarning):
+            found["sampled"].append(rank(model, train, test, "sampled"))
+    for lists in found.values():
+        assert same(*lists)
+
+
+def test_sampled_candidates_are_the_relevant_movies_and_so_many_others(
+    toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = split(toy_ratings, seed=2)
+    monkeypatch.setattr("dlcf.evaluation._SAMPLED_MOVIES", 5)
+    with pytest.warns(UserWarning):
+        lists = rank(Levels().fit(train), train, test, "sampled", k=60)
+    assert np.isin(test["movieId"], train["movieId"]).all()
+    assert lists.hits.sum(axis=1).tolist() == lists.n_relevant.tolist()
+    assert lists.length.tolist() == (lists.n_relevant + 5).tolist()
+
+
+def test_frames_are_called_what_they_are(scripted: Recommender) -> None:
+    for train, test, name in ((TRAIN[:0], TEST, "train"), (TRAIN, TEST[:0], "test")):
+        with pytest.raises(ValueError, match=f"^{name} is empty"):
+            rank(scripted, train, test)
+    with pytest.raises(ValueError, match=r"^test is empty"):
+        per_user_errors(scripted, TEST[:0])

@@ -48,10 +48,12 @@ def test_errors_match_scikit_learn() -> None:
         ([1.0, 2.0], [1.0], "predictions"),
         ([1.0, 2.0], [1.0, np.nan], "prediction 1"),
         ([np.inf], [1.0], "rating 0"),
+        ([1.0, None], [1.0, 2.0], "rating 1"),
+        ([1.0, 2.0], [None, 2.0], "prediction 0"),
     ],
 )
 def test_a_missing_prediction_is_an_error(
-    metric: Any, actual: list[float], predicted: list[float], message: str
+    metric: Any, actual: list[Any], predicted: list[Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         metric(actual, predicted)
@@ -60,6 +62,11 @@ def test_a_missing_prediction_is_an_error(
 def test_precision_and_recall_by_hand() -> None:
     assert metrics.precision(HITS, [4, 4, 2]).tolist() == [0.5, 0.25, 1.0]
     assert metrics.recall(HITS, [2, 5, 4]).tolist() == [1.0, 0.2, 0.5]
+
+
+def test_a_hit_counts_once_whatever_its_gain() -> None:
+    assert metrics.precision([[5, 0, 3]], [3]).tolist() == [2 / 3]
+    assert metrics.recall([[5, 0, 3]], [4]).tolist() == [0.5]
 
 
 def test_lists_at_their_limits() -> None:
@@ -133,6 +140,7 @@ def test_precision_matches_scikit_learn() -> None:
         (lambda: metrics.recall(HITS, [1, 1]), "n_relevant has shape"),
         (lambda: metrics.recall(HITS, [1, 1, 0]), "n_relevant of list 2"),
         (lambda: metrics.ndcg(HITS, np.zeros((3, 4))), "list 0 has no gain"),
+        (lambda: metrics.ndcg(HITS, [[1, 0, 0, 0], [0, 0, 0, 0], [2, 1, 0, 0]]), "list 1 has no"),
         (lambda: metrics.dcg([1.0, 2.0]), "shape"),
     ],
 )

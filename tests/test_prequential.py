@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from toy_models import TINY
 
 from dlcf.evaluation import prequential
+from dlcf.models.base import Recommender
 from dlcf.registry import make
 
 DAY = 86_400
@@ -82,6 +85,18 @@ def test_ratings_of_one_step_do_not_see_each_other(
     assert in_periods["known"].tolist() == [count, count + 1, count + 2]
 
 
+def test_steps_are_counted_from_the_first_rating(
+    world: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    """Not from the full minute: ratings at 20, 50 and 80 seconds past it are two in the first."""
+    past, _ = world
+    user, start = 2, 60 * (int(past["timestamp"].max()) // 60 + 1) + 20
+    page = pd.DataFrame({"userId": user, "movieId": [2, 9, 16], "rating": np.float32(5.0)})
+    page["timestamp"] = start + 30 * np.arange(3)
+    found = prequential(make("bias"), past, page, step="1min")
+    assert found["known"].tolist() == [0, 0, 2]
+
+
 def test_new_users_count_from_zero(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     past, future = world
     future = future.assign(userId=[2, 4] * 20)  # users that the past does not hold
@@ -95,10 +110,16 @@ def test_wrong_frames_are_refused(world: tuple[pd.DataFrame, pd.DataFrame]) -> N
     past, future = world
     with pytest.raises(ValueError, match="future has no column timestamp"):
         prequential(make("bias"), past, future.drop(columns="timestamp"))
-    with pytest.raises(ValueError, match="not before future"):
-        prequential(make("bias"), future, past)
-    with pytest.raises(ValueError, match="past"):
+    with pytest.raises(ValueError, match="past has no column timestamp"):
+        prequential(make("bias"), past.drop(columns="timestamp"), future)
+    last = past["timestamp"].max()
+    for frames in ((future, past), (past, future.assign(timestamp=last))):
+        with pytest.raises(ValueError, match="not before future"):
+            prequential(make("bias"), *frames)
+    with pytest.raises(ValueError, match=r"^past is empty"):
         prequential(make("bias"), past.iloc[:0], future)
+    with pytest.raises(ValueError, match=r"^future is empty"):
+        prequential(make("bias"), past, future.iloc[:0])
 
 
 @pytest.mark.parametrize("wrong", ["-20h", "0D", "NaT", "soon", ""])
@@ -116,3 +137,31 @@ def test_the_index_of_a_frame_means_nothing(world: tuple[pd.DataFrame, pd.DataFr
         found = prequential(make("bias"), *frames, every="20h")
         assert found["predicted"].tolist() == expected["predicted"].tolist()
         assert found["known"].tolist() == expected["known"].tolist()
+
+
+def test_what_comes_back_is_the_future_with_two_columns_more(
+    world: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    past, future = world
+    found = prequential(make("bias"), past, future)
+    assert found[future.columns].equals(future)
+    assert found.columns.tolist() == [*future.columns, "predicted", "known"]
+    assert found["known"].dtype == np.int64
+
+
+def test_every_training_is_given_the_movies(
+    world: tuple[pd.DataFrame, pd.DataFrame], toy_movies: pd.DataFrame
+) -> None:
+    given = []
+
+    class Noting(Recommender):
+        name = "noting"
+
+        def _fit(self, data: Any, validation: Any, movies: Any) -> None:
+            given.append(movies)
+
+        def _predict(self, users: Any, movies: Any, timestamps: Any) -> Any:
+            return np.full(len(users), 3.0)
+
+    prequential(Noting(), *world, every="20h", movies=toy_movies)
+    assert [movies["movieId"].tolist() for movies in given] == 2 * [toy_movies["movieId"].tolist()]

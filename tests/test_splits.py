@@ -80,6 +80,15 @@ def test_equal_times_are_broken_by_the_seed_alone() -> None:
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+def test_the_defaults_are_a_fifth_at_random_by_seed_0(toy_ratings: pd.DataFrame) -> None:
+    parts = split(toy_ratings)
+    expected = split(toy_ratings, "random", 0.2, 0)
+    assert all(a.equals(b) for a, b in zip(parts, expected, strict=True))
+    parts = train_validation_test(toy_ratings)
+    expected = train_validation_test(toy_ratings, "random", 0.2, 0.1, 0)
+    assert all(a.equals(b) for a, b in zip(parts, expected, strict=True))
+
+
 def test_cold_users_and_movies_are_counted() -> None:
     train = frame([(1, 1, 0), (1, 2, 0)])
     test = frame([(1, 3, 1), (2, 1, 1), (2, 3, 1)])
@@ -93,9 +102,11 @@ def test_cold_users_and_movies_are_counted() -> None:
 @pytest.mark.parametrize(
     ("how", "test_size", "message"),
     [
-        ("by-moon", 0.2, "unknown split"),
-        ("random", 0.0, "test_size"),
-        ("random", 1.0, "test_size"),
+        ("by-moon", 0.2, f"unknown split 'by-moon'; choose one of {', '.join(SPLITS)}$"),
+        ("random", 0.0, "test_size is 0.0; give a fraction"),
+        ("random", 1.0, "test_size is 1.0; give a fraction"),
+        ("user-temporal", 1.5, "test_size is 1.5; give a fraction"),
+        ("leave-last-out", 0.0, "test_size is 0.0; give a fraction"),  # though it is not used
         ("random", 1e-6, "leave"),
     ],
 )

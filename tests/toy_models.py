@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
 from dlcf.models.base import Recommender
+from dlcf.training import RatingNetwork, TrainingConfig, seeded, train_network
 
 SMALL: dict[str, Any] = {
     "embedding_size": 8,
@@ -106,3 +109,31 @@ class Redundant(Additive):
         star = all(there) if self.both else any(there)
         half = 3 not in self.same and 3 not in self.gone
         return np.full(len(pairs), 3.0 + star + 0.5 * half)
+
+
+class UserRatings(RatingNetwork):
+    """A learned number for each of 7 users: a rating trains that of its user alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rating = nn.Embedding(7, 1)
+
+    def optimizer(self, config: TrainingConfig) -> torch.optim.Optimizer:
+        """Steps as long as the gradients, so that a wrong factor shows; Adam's hide it."""
+        return torch.optim.SGD(self.parameters(), config.learning_rate)
+
+    def forward(self, users: Tensor, movies: Tensor) -> Tensor:
+        return self.rating(users).squeeze(1)
+
+
+def user_ratings(seed: int, batch_size: int) -> dict[str, Tensor]:
+    """What torch's autograd makes of a rating of each user, and the losses on the way."""
+    users, ratings = torch.arange(7), torch.tensor([1.0, 5.0, 2.0, 4.0, 3.0, 1.0, 2.0])
+    config = TrainingConfig(epochs=3, batch_size=batch_size, learning_rate=0.1)
+    with seeded(seed, torch.device("cpu")):
+        network = UserRatings()
+        history, _ = train_network(network, (users, users, ratings), None, config)
+    return {
+        "ratings": network.rating.weight.detach(),
+        "losses": torch.tensor(history.train_loss),
+    }

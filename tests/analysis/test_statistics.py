@@ -304,3 +304,61 @@ def test_correlations_have_seeds_and_a_confidence() -> None:
         assert (changed["correlation"] == first["correlation"]).all()
         assert (changed["low"] != first["low"]).all()
     assert (half["high"] - half["low"] < 0.7 * (first["high"] - first["low"])).all()
+
+
+def test_two_values_are_enough_for_an_interval() -> None:
+    found = mean_interval([0.7, 0.9])
+    half = stats.t.ppf(0.975, 1) * 0.1  # 0.2 / 2 is the standard error of the mean
+    assert (found.mean, found.low, found.high) == pytest.approx((0.8, 0.8 - half, 0.8 + half))
+    assert interval_over_seeds([0.7, 0.9]) == pytest.approx([0.8, 0.8 - half, 0.8 + half], abs=1e-5)
+    single = np.array([0.7, 0.9, 0.8], dtype=np.float32)  # is averaged in float64, as all are
+    assert mean_interval(single) == mean_interval(single.tolist())
+
+
+def test_intervals_are_the_central_part_of_the_resamples() -> None:
+    draws: list[float] = []
+
+    def mean(rows: np.ndarray) -> float:
+        draws.append(float(rows.mean()))
+        return draws[-1]
+
+    for confidence, bounds in ((0.95, [0.025, 0.975]), (0.5, [0.25, 0.75])):
+        draws.clear()
+        found = clustered_interval(np.arange(50), mean, confidence)
+        assert [found.low, found.high] == pytest.approx(np.quantile(draws[:-1], bounds))
+
+
+def test_the_defaults_are_those_that_the_signature_names(toy_ratings: pd.DataFrame) -> None:
+    generator = np.random.default_rng(7)
+    first, second = table(generator.random(12)), table(generator.random(12))
+    both = {"first": [first], "second": [second]}
+    found = compare_all(both, "ndcg")
+    assert found == compare_all(both, "ndcg", 0.95, 10_000, 100_000, 0)
+    found_two = compare_tables([first], [second], "ndcg")
+    assert found_two == compare_tables([first], [second], "ndcg", 0.95, 10_000, 0)
+    interval = clustered_interval(np.arange(9), np.mean)
+    assert interval == clustered_interval(np.arange(9), np.mean, 0.95, 200, 0)
+    train, test = dlcf.split(toy_ratings, seed=0)
+    models = [dlcf.make(name).fit(train) for name in ("popular", "bias")]
+    expected = compare_models(*models, train, test, "ndcg", "full", 10, 4.0, 0)
+    assert compare_models(*models, train, test) == expected
+
+
+def test_one_model_has_an_interval_and_no_pair() -> None:
+    alone = table(np.linspace(0, 1, 9))
+    intervals, pairs = compare_all({"alone": [alone]}, "ndcg", permutations=10)
+    both, _ = compare_all({"alone": [alone], "other": [alone]}, "ndcg", permutations=10)
+    assert intervals == {"alone": both["alone"]} and pairs == {}
+
+
+def test_permutations_in_several_blocks_are_all_counted() -> None:
+    """Of equal models every labelling is as extreme as what was seen."""
+    same = [table(np.linspace(0, 1, 9))]
+    for permutations in (10_000, 10_001, 20_001):
+        _, pairs = compare_all({"a": same, "b": same}, "ndcg", 0.95, 10, permutations)
+        assert pairs["a", "b"].p_value == 1.0
+
+
+def test_an_unknown_metric_is_told_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"choose one of rmse, mae, precision, recall, ndcg$"):
+        compare_tables([], [], "auc")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from toy_models import user_ratings
 
 from dlcf.registry import load_model, make
 from dlcf.runtime.paths import ROOT
@@ -20,20 +22,25 @@ import pandas as pd, torch
 from dlcf.runtime import distributed
 from dlcf.runtime.checkpoints import checkpoints
 from dlcf.registry import make
+from toy_models import user_ratings
 torch.set_num_threads(1)
 ratings, folder = sys.argv[1:]
 train = pd.read_csv(ratings).astype({"rating": "float32"})
 with distributed.process_group(), checkpoints(folder + "/checkpoints", steps=5):
     assert distributed.n_processes() == 2
+    rank = torch.distributed.get_rank()
     for name, settings in SETTINGS.items():
         model = make(name, seed=0, **settings).fit(train)
-        model.save(f"{folder}/{name}-{torch.distributed.get_rank()}")
+        model.save(f"{folder}/{name}-{rank}")
+    for size in SIZES:
+        torch.save(user_ratings(rank, size), f"{folder}/{size}-{rank}.pt")
 """
 SETTINGS = {
     "deepcf": {"epochs": 3, "embedding_size": 8, "hidden": (16, 8), "dropout": (0.3, 0.1)},
     "mf": {"epochs": 3, "factors": 6, "batch_size": 65, "validation_fraction": 0.1},
     "svdpp": {"epochs": 3, "factors": 6, "batch_size": 65, "validation_fraction": 0.1},
 }
+SIZES = (1, 3)  # of batches; of one row, the part of one of the processes is empty
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +48,11 @@ def folder(toy_ratings: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) 
     """Where each of two processes has saved what it trained."""
     folder = tmp_path_factory.mktemp("distributed")
     program, source = folder / "program.py", folder / "ratings.csv"
-    program.write_text(f"SETTINGS = {SETTINGS!r}\n{PROGRAM}")
+    program.write_text(f"SETTINGS = {SETTINGS!r}\nSIZES = {SIZES!r}\n{PROGRAM}")
     toy_ratings.to_csv(source, index=False)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    here = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
     subprocess.run([*launch, program, source, folder], env=environment, check=True)
     return folder
 
@@ -65,6 +73,16 @@ def test_two_processes_train_the_model_of_one(
 
 def test_one_process_alone_writes_checkpoints(folder: Path) -> None:
     trained = list((folder / "checkpoints").iterdir())
-    assert len(trained) == len(SETTINGS)
+    assert len(trained) == len(SETTINGS) + len(SIZES)
     for path in trained:
         assert len(list(path.glob("[!.]*"))) == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_first_process_draws_for_all(size: int, folder: Path) -> None:
+    """Each has a seed of its own; the weights to begin with and the order are those of one."""
+    alone = user_ratings(0, size)
+    for rank in range(2):
+        found = torch.load(folder / f"{size}-{rank}.pt")
+        for name, expected in alone.items():
+            torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)
