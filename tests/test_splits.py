@@ -70,8 +70,8 @@ def test_global_temporal_never_looks_ahead(toy_ratings: pd.DataFrame) -> None:
 
 
 def test_leave_last_out_takes_one_of_each_user_with_two() -> None:
-    rows = [(1, 5, 9), (1, 6, 8), (2, 5, 1), (2, 6, 2), (3, 5, 0)]
-    assert pairs(split(frame(rows), "leave-last-out")[1]) == {(1, 5), (2, 6)}
+    rows = [(1, 5, 9), (1, 6, 8), (2, 5, 1), (2, 6, 2), (2, 7, 3), (3, 5, 0)]
+    assert pairs(split(frame(rows), "leave-last-out")[1]) == {(1, 5), (2, 7)}
 
 
 def test_equal_times_are_broken_by_the_seed_alone() -> None:
