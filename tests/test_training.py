@@ -363,6 +363,7 @@ def test_training_goes_on_from_any_checkpoint(
         with suppress(Stopped):
             trained(config)
     caplog.set_level("INFO", "dlcf.training")
+    caplog.clear()  # another test may have left the level as low
     with checkpoints(tmp_path, steps=3):
         network, history, best = trained(config)
     epochs = len(history.train_loss)
