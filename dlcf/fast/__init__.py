@@ -49,9 +49,7 @@ def _module(name: str) -> Any:
 
 def _step(network: RatingNetwork, train: Batch, config: TrainingConfig) -> TrainingStep | None:
     """By hand: on the CPU, in float32, where an epoch has one learning rate."""
-    if config.schedule != "plateau" or config.precision != "float32":
-        return None
-    if train[-1].device.type != "cpu":
+    if (train[-1].device.type, config.precision, config.schedule) != ("cpu", "float32", "plateau"):
         return None
     module, name = _BY_HAND[type(network)]
     return getattr(_module(module), name)(network, train, config)
