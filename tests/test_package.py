@@ -23,7 +23,7 @@ from dlcf.runtime import paths
 
 # What an installation without extras lacks.
 EXTRAS_ONLY = (
-    "captum implicit IPython ipywidgets matplotlib myfm nbformat papermill pyarrow seaborn"
+    "captum implicit IPython ipywidgets matplotlib myfm nbformat optuna papermill pyarrow seaborn"
 )
 JOURNEY = """
 import os
