@@ -230,7 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{job.label}, {job.split}": job.settings for job in jobs if job.model in of[job.split]
     }
     found = compare(jobs, given.workers)
-    found["provenance"] |= {"tuned": taken} if taken else {}
+    if taken:
+        found["provenance"]["tuned"] = taken
     paths.write_json(given.output, found)
     print(f"{len(jobs)} fits compared: {given.output}")
     return 0

@@ -1,10 +1,9 @@
 """The record of tuning: what was tried, on validation data only.
 
-With ``--trials``, settings are searched on any data set, see :mod:`dlcf.studies.search`. Without,
-`results/tuning.json` holds, for each model, the trials that led to its defaults. A trial is fitted
-on the train part of a validation split that is cut from the train part of split seed 1000, and
-measured on the validation part; no test rating is read. ``dlcf tune mf`` runs the trials of a model
-again, ``--try '{"factors": 20}'`` adds one.
+With ``--trials``, see :mod:`dlcf.studies.search`. Else `results/tuning.json` holds, for each model,
+the trials that led to its defaults. A trial is fitted on the train part of a validation split that
+is cut from the train part of split seed 1000, and measured on the validation part; no test rating
+is read. ``dlcf tune mf`` runs a model's trials again, ``--try '{"factors": 20}'`` adds one.
 """
 
 from __future__ import annotations
