@@ -16,7 +16,7 @@ COMMANDS = {
     "run": ("dlcf.notebook.run", "execute notebooks and write their figures and results"),
     "train": ("dlcf.studies.train", "fit one model and save it; with torchrun, on many processes"),
     "compare": ("dlcf.studies.compare", "compare models over splits and seeds, with intervals"),
-    "tune": ("dlcf.studies.tune", "search hyper-parameters on validation data of any data set"),
+    "tune": ("dlcf.studies.tune", "search or try hyper-parameters on validation data"),
     "prequential": ("dlcf.studies.prequential", "predict ratings in the order they were given"),
     "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
     "replication": ("dlcf.paper.replication", "search for what gives the paper's six numbers"),
