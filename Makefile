@@ -18,7 +18,7 @@ TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reo
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare prequential ablation replication components lock clean
+.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare prequential ablation replication components tune lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,7 +33,7 @@ anew:
 $(INSTALLED): pyproject.toml requirements.lock $(if $(WHOLE),,anew)
 	@rm -f $@
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
-		--editable ".[explain,notebooks,test,widgets]"
+		--editable ".[explain,notebooks,test,tune,widgets]"
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --only-binary implicit,myfm \
 		--editable ".[baselines]" \
 		|| echo "myfm or implicit has no wheel for this Python: their models and tests are left out."
@@ -91,6 +91,13 @@ replication: setup  ## the paper's network by every reading of the paper: result
 
 components: setup  ## what each part of the paper's network is worth: results/components.json
 	$(BIN)/dlcf components
+
+DATASET ?= ml-latest-small
+SPLIT ?= random
+TRIALS ?= 30
+MODELS ?= all
+tune: setup  ## search settings on validation data: make tune DATASET=ml-1m TRIALS=30 MODELS="mf ease"
+	$(BIN)/dlcf tune $(MODELS) --dataset "$(DATASET)" --split $(SPLIT) --trials $(TRIALS)
 
 lock:  ## resolve requirements.lock anew from pyproject.toml, one version for all Pythons (needs uv)
 	uv pip compile --quiet --universal --upgrade --fork-strategy fewest --python-version 3.11 --all-extras \

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from dlcf.evaluation import evaluate, prequential
     from dlcf.registry import available, load_model, make
     from dlcf.splits import split
+    from dlcf.studies.search import make_tuned
 
 __version__ = "0.1.0"
 __all__ = ["available", "evaluate", "load_model", "load_movies", "load_ratings", "make"]
-__all__ += ["prequential", "split"]
+__all__ += ["make_tuned", "prequential", "split"]
 
 _HOME = {
     "available": "registry",
@@ -23,6 +24,7 @@ _HOME = {
     "load_movies": "data",
     "load_ratings": "data",
     "make": "registry",
+    "make_tuned": "studies.search",
     "prequential": "evaluation",
     "split": "splits",
 }

@@ -16,7 +16,7 @@ COMMANDS = {
     "run": ("dlcf.notebook.run", "execute notebooks and write their figures and results"),
     "train": ("dlcf.studies.train", "fit one model and save it; with torchrun, on many processes"),
     "compare": ("dlcf.studies.compare", "compare models over splits and seeds, with intervals"),
-    "tune": ("dlcf.studies.tune", "run trials of hyper-parameters on validation data"),
+    "tune": ("dlcf.studies.tune", "search or try hyper-parameters on validation data"),
     "prequential": ("dlcf.studies.prequential", "predict ratings in the order they were given"),
     "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
     "replication": ("dlcf.paper.replication", "search for what gives the paper's six numbers"),
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = "interrupted; the same command goes on from there"
         print(f"\ndlcf {command}: {problem}", file=sys.stderr)
         return 130
-    except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         if sys.flags.dev_mode:
             raise
         missing = isinstance(error, ModuleNotFoundError)

@@ -23,7 +23,7 @@ from dlcf.runtime import paths
 
 # What an installation without extras lacks.
 EXTRAS_ONLY = (
-    "captum implicit IPython ipywidgets matplotlib myfm nbformat papermill pyarrow seaborn"
+    "captum implicit IPython ipywidgets matplotlib myfm nbformat optuna papermill pyarrow seaborn"
 )
 JOURNEY = """
 import os
@@ -118,7 +118,7 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
         names = archive.namelist()
         entry_points = next(name for name in names if name.endswith("/entry_points.txt"))
         assert "dlcf = dlcf.cli:main" in archive.read(entry_points).decode()
-    assert "dlcf/py.typed" in names
+    assert {"dlcf/py.typed", "dlcf/studies/spaces.toml"} <= set(names)
     assert {name.split("/")[0] for name in names} == {"dlcf", f"dlcf-{__version__}.dist-info"}
     sources = {path.relative_to(paths.ROOT) for path in paths.ROOT.glob("dlcf/**/*.py")}
     assert {Path(name) for name in names if name.endswith(".py")} == sources

@@ -1,7 +1,7 @@
 """Where files are read and written.
 
 In a checkout all folders are its own, whatever the working directory. Where the package is
-installed without one, data and cache are in the user's folders, the rest in the working directory.
+installed without one, data, cache and what was tuned are the user's, the rest in the working one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FIGURES = ROOT / "figures"
 RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
 DATA = ROOT / "data" if _IN_CHECKOUT else user_data_path("dlcf")
+TUNED = RESULTS / "tuned" if _IN_CHECKOUT else user_data_path("dlcf") / "tuned"
 _CACHE = ROOT / ".cache" if _IN_CHECKOUT else user_cache_path("dlcf")
 CACHE = Path(os.path.expanduser(os.environ.get("DLCF_CACHE_DIR") or _CACHE))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -32,6 +32,7 @@ from dlcf.runtime.parallel import map_in_processes
 from dlcf.splits import split
 from dlcf.studies.cache import code_version, digest_of, fit_cached, kept
 from dlcf.studies.results import INTERVAL, SPLITS, interval_frame, load_results, options, provenance
+from dlcf.studies.search import tuned_settings
 
 RESULTS_NAME = "comparison.json"
 TABLES = ("errors", "lists")  # of each study, by user, for paired tests
@@ -223,7 +224,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in given.seeds
         if how in SPLITS or label not in OUTDONE or given.models != list(PLAN)
     ]
-    paths.write_json(given.output, compare(jobs, given.workers))
+    of = {how: tuned_settings(given.dataset, how, given.tuned) for how in given.splits}
+    jobs = [replace(job, settings=of[job.split].get(job.model, {}) | job.settings) for job in jobs]
+    taken = {
+        f"{job.label}, {job.split}": job.settings for job in jobs if job.model in of[job.split]
+    }
+    found = compare(jobs, given.workers)
+    if taken:
+        found["provenance"]["tuned"] = taken
+    paths.write_json(given.output, found)
     print(f"{len(jobs)} fits compared: {given.output}")
     return 0
 

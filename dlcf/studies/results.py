@@ -46,6 +46,8 @@ def options(
         parser.add_argument("--splits", nargs="+", default=list(reported), choices=splits.SPLITS)
     if models:
         parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
+    if command == "compare":
+        parser.add_argument("--tuned", nargs="?", const="", metavar="FILE", help="what tune found")
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
     parser.add_argument("--output", type=paths.path, default=paths.RESULTS / output)
     given = parser.parse_args(arguments)

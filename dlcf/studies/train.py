@@ -13,13 +13,14 @@ from threadpoolctl import threadpool_limits
 
 from dlcf.data import load_movies, load_ratings
 from dlcf.metrics import rmse
-from dlcf.registry import available, make
+from dlcf.registry import available
 from dlcf.runtime.checkpoints import checkpoints
 from dlcf.runtime.distributed import is_first, process_group
 from dlcf.runtime.paths import path
 from dlcf.runtime.saving import folder_for_model
 from dlcf.splits import SPLITS, split
 from dlcf.studies.results import DATASET, literal
+from dlcf.studies.search import make_tuned
 from dlcf.training import pick_device
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="random", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", type=_setting)
+    parser.add_argument("--tuned", nargs="?", const="", metavar="FILE", help="what dlcf tune found")
     parser.add_argument("--output", type=path, required=True, help="folder of the fitted model")
     parser.add_argument("--checkpoints", type=path, help="folder that the run goes on from")
     given = parser.parse_args(arguments)
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_default_threads()
     try:
         folder_for_model(given.output)
-        model = make(given.model, **{"seed": given.seed, **dict(given.set)})
+        settings = {"seed": given.seed, **dict(given.set)}
+        model = make_tuned(given.model, given.dataset, given.split, given.tuned, **settings)
         pick_device(getattr(model, "device", "cpu"))
         ratings, movies = load_ratings(given.dataset), load_movies(given.dataset)
         train, test = split(ratings, given.split, seed=given.seed)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from dlcf.runtime import paths
@@ -20,6 +21,10 @@ from dlcf.runtime import paths
 needs_snakemake = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None,
     reason='Snakemake is not installed: pip install "dlcf[sweep]"',
+)
+needs_optuna = pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is None,
+    reason='Optuna is not installed: pip install "dlcf[tune]"',
 )
 PATIENCE = 1800  # seconds; only a machine that is very busy needs more than half a minute
 # It writes down when it starts. While the file `hold` is there, only the first job comes to an end.
@@ -111,9 +116,31 @@ def test_a_killed_sweep_does_not_redo_what_was_finished(checkout: Path) -> None:
 
 
 @needs_snakemake
-def test_every_job_of_the_config_is_planned() -> None:
+@pytest.mark.parametrize(("config", "jobs"), [("config", "notebook 15"), ("tune", "tune 40")])
+def test_every_job_of_the_config_is_planned(config: str, jobs: str) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
     command += ["--dry-run", "--cores", "1", "--quiet", "rules"]
-    command += ["--config", "folder=runs/never-made"]
+    command += ["--configfile", f"workflow/{config}.yaml", "--config", "folder=runs/never-made"]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+    assert jobs in " ".join((done.stdout + done.stderr).split())
+
+
+@needs_snakemake
+@needs_optuna
+def test_a_sweep_of_searches_fills_one_record(
+    checkout: Path, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
+) -> None:
+    data = checkout / "my data"
+    data.mkdir()
+    toy_ratings.to_csv(data / "ratings.csv", index=False)
+    movies = toy_movies.assign(genres=toy_movies["genres"].str.join("|"))
+    movies[["movieId", "title", "genres"]].to_csv(data / "movies.csv", index=False)
+    (checkout / "sweep.yaml").write_text(
+        "notebooks: {}\nfolder: out\nthreads: 1\nmem_mb: 100\nminutes: 5\n"
+        f"tune: {{datasets: ['{data}'], splits: [random], models: [bias, ease], trials: 2}}\n"
+    )
+    assert snakemake(checkout).wait(PATIENCE) == 0, (checkout / "log").read_text()
+    (record,) = (checkout / "results" / "tuned").glob("*.json")
+    (found,) = json.loads(record.read_text())["tuned"].values()
+    assert set(found["random"]) == {"bias", "ease"}
