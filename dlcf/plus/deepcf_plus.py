@@ -35,12 +35,13 @@ from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Known,
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import (
     CELLS_AT_ONCE,
-    N_CHANNELS,
     Context,
     Evidence,
     EvidenceRecommender,
     episodes,
+    in_time,
 )
+from dlcf.plus.scales import N_CHANNELS
 from dlcf.plus.subsets import describe_parts
 from dlcf.ratings import check_pairs
 from dlcf.runtime.settings import setting
@@ -59,6 +60,8 @@ NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Eviden
 HEADS, HIDDEN = 4, (128, 64)
 # Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.
 ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
+MOST_HIDDEN = 4_000_000  # hidden ratings that are learned from, each of some 750 bytes
+PAIRS_AT_ONCE = 200_000  # whose evidence is in memory where ratings are predicted
 MOST_MEASURED = 2000  # held-out pairs that the faithfulness of the weights is measured on
 
 
@@ -167,6 +170,17 @@ def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     return layer
 
 
+def _joined(parts: list[list[Tensor]], column: int, device: torch.device) -> Tensor:
+    """One column of all parts, which let go of it one by one: they are most of the memory."""
+    sizes = [len(part[column]) for part in parts]
+    first = parts[0][column]
+    whole = torch.empty(sum(sizes), *first.shape[1:], dtype=first.dtype, device=device)
+    for place, part in zip(whole.split(sizes), parts, strict=True):
+        place.copy_(part[column])
+        part[column] = first[:0]
+    return whole
+
+
 @dataclass(kw_only=True, eq=False)
 class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     """Evidence of other ratings, read by a gated network; see the module's description.
@@ -175,8 +189,11 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     after the user's last rating. A movie without training ratings is predicted too, from the
     user's evidence and its genres and year.
 
-    Memory is about ``32 n_users n_movies + 8 n_users^2`` bytes, with all movies of the `movies`
-    frame; `fit` raises ValueError beyond 8 GiB.
+    Memory of `fit` is linear in what there is: about ``300 n + 750 min(1 + c, 4e6 / n) n +
+    20 embedding_size (n_users + n_movies)`` bytes for n ratings, of which future episodes hide a
+    share c, 0.45 at the usual cuts. Where more than four million ratings would be hidden, the
+    network learns from those of users drawn at random in each episode, about as many. Rankings
+    take more, see :attr:`item_scores`.
 
     Parameters
     ----------
@@ -430,9 +447,24 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         return pairs.assign(timestamp=data.timestamps) if data.timestamps.any() else pairs
 
     def hidden_ratings(self, masks: Iterable[tuple[Known, Known]]) -> Batch | None:
-        """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence."""
-        take = self.data.take
-        return self._batch((Context(take(seen), self.side), take(hidden)) for seen, hidden in masks)
+        """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence.
+
+        If they hide more than `MOST_HIDDEN` ratings, each shows only some of its users' to learn
+        from, drawn at random.
+        """
+        data, order = self.data, in_time(self.data)
+        in_order = data.take(order)  # once, because contexts want it so
+        future = sum(min(cut / 4, 1 - cut) for cut in self.cuts)
+        share = MOST_HIDDEN / ((1 + future) * len(data))
+        generator = np.random.default_rng([self.seed, 2])
+
+        def views() -> Iterator[tuple[Context, Interactions]]:
+            for seen, hidden in masks:
+                if share < 1:
+                    hidden = hidden & (generator.random(data.n_users) < share)[data.users]
+                yield Context(in_order.take(seen[order]), self.side), data.take(hidden)
+
+        return self._batch(views())
 
     def train_on(self, hidden: Batch | None, held_out: Batch | None = None) -> None:
         """Train a fresh network on :meth:`hidden_ratings`, once ratings and movies are prepared."""
@@ -489,18 +521,18 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def _batch(self, views: Iterable[tuple[Context, Interactions]]) -> Batch | None:
         """Inputs and ratings of what each context hides; None where there is none."""
-        parts = []
+        parts: list[list[Tensor]] = []
         for context, hidden in views:
             hidden = hidden.take(context.user_count[hidden.users] > 0)
             if len(hidden):
                 given = hidden.timestamps if hidden.timestamps.any() else None
                 times = self._times(hidden.users, given)
                 _, inputs = self._inputs(context, hidden.users, hidden.movies, times)
-                parts.append((*inputs, torch.from_numpy(hidden.ratings)))
+                parts.append([*inputs, torch.from_numpy(hidden.ratings)])
         if not parts:
             return None
         device = pick_device(self.device)
-        return tuple(torch.cat(column).to(device) for column in zip(*parts, strict=True))
+        return tuple(_joined(parts, column, device) for column in range(len(parts[0])))
 
     def _inputs(
         self, context: Context, users: Index, movies: Index, times: NDArray[Any]
@@ -515,8 +547,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         ratings = np.empty(len(users))
         for context, rows in self._contexts(users, movies):
             ratings[rows] = context.mean + context.movie_bias[movies[rows]]
-            rows = rows[context.user_count[users[rows]] > 0]
-            if len(rows):
+            seen = rows[context.user_count[users[rows]] > 0]
+            for first in range(0, len(seen), PAIRS_AT_ONCE):
+                rows = seen[first : first + PAIRS_AT_ONCE]
                 _, inputs = self._inputs(context, users[rows], movies[rows], times[rows])
                 on_device = (tensor.to(device) for tensor in inputs)
                 predicted = predict_in_batches(self.network, *on_device, batch_size=4096)
@@ -525,7 +558,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         scores = self.item_scores[users]
-        unseen = self.context.seen[: scores.shape[1], users].T == 0
+        unseen = self._seen[users].toarray() == 0
         best = top_k(np.where(unseen, scores, -np.inf), self.candidates)
         row, place = np.nonzero(np.take_along_axis(unseen, best, axis=1))
         movies = best[row, place]
