@@ -44,8 +44,10 @@ def describe(context: Any, users: Values, movies: Values, times: Values, size: i
     channels, count = np.zeros((n, size, N_CHANNELS), np.float32), np.empty(n, np.int64)
     history = np.zeros((n, size), np.int32)
     pairs, matrix = (users, movies, times), context.residual
-    ratings = context.start, context.movies, context.times, context.deviation.astype(np.float32)
-    by_movie = matrix.indptr, matrix.indices, matrix.data
+    # As unsigned indices: numba asks of all others whether they count from the end.
+    rated, deviation = context.movies.astype(np.uint32), context.deviation.astype(np.float32)
+    ratings = context.start, rated, context.times, deviation
+    by_movie = matrix.indptr, matrix.indices.astype(np.uint32), matrix.data
     near = 1 / np.sqrt(context.user_count + 20.0)
     read = *by_movie, context.taste.data, near, np.array(TIME_SCALES)
     _in_groups(users, _of_users, *pairs, *ratings, *read, of_user, of_movie)
@@ -166,9 +168,9 @@ def _of_movies(
     longest = 1
     for p in range(edges[0], edges[-1]):
         longest = max(longest, start[users[order[p]] + 1] - start[users[order[p]]])
-    own = np.empty((longest, N_CHANNELS), np.float32)
-    weights, relevance = np.empty((7, longest), np.float32), np.empty(longest, np.float32)
-    nulls, best = (0.05, 0.3, 3.0, 3.0, 1.5, 0.3, 0.5), np.empty(size, np.float32)
+    own = np.empty((5, longest), np.float32)  # deviation, co-rated, agree, genre, year
+    weights, relevance = np.empty((7, longest), np.float32), np.empty(longest, np.int64)
+    nulls = (0.05, 0.3, 3.0, 3.0, 1.5, 0.3, 0.5)
     for group in range(len(edges) - 1):
         movie = movies[order[edges[group]]]
         beside[:] = 0
@@ -203,44 +205,47 @@ def _of_movies(
                 here = nothing
                 if near_from <= k < near_to:
                     here = np.exp(-np.float32(abs(time - history[k])) / session)
-                own[k, 0], own[k, 4], own[k, 5] = value, co_rated, agree
-                own[k, 6], own[k, 7] = alike, recent[year[other]]
+                own[0, k], own[1, k], own[2, k] = value, co_rated, agree
+                own[3, k], own[4, k] = alike, recent[year[other]]
                 weights[0, k], weights[1, k] = co_rated * co_rated, positive
                 weights[2, k], weights[3, k] = square * square, recent[year[other]]
                 weights[4, k], weights[5, k] = square * here, co_rated * here
                 weights[6, k] = co_rated * alike
                 signed, together = signed + agree * value, together + co_rated
                 close = here + np.float32(3) * co_rated + np.float32(0.5) * square
-                relevance[k] = np.rint(np.float32(1e5) * (close + np.float32(0.2) * positive))
+                close += np.float32(0.2) * positive
+                relevance[k] = np.int64(np.rint(np.float32(1e5) * close))
             for head in range(7):
                 value = mass = nothing
                 for k in range(n):
                     mass += weights[head, k]
-                    value += weights[head, k] * own[k, 0]
+                    value += weights[head, k] * own[0, k]
                 found[_CONTENT + 2 * head] = value / (mass + np.float32(nulls[head]))
                 found[_CONTENT + 2 * head + 1] = np.log1p(np.float32(10) * mass)
             found[_CONTENT + 14] = signed / (n + 30) * 10
             found[_CONTENT + 15] = np.log1p(together)
 
-            # The highest relevances, ascending; of those that tie for the last place, the earliest.
-            kept, best[:] = min(size, n), -1
+            # Halving finds the least relevance that is kept; of those that tie, the earliest are.
+            kept, least, beyond = min(size, n), 0, np.max(relevance[:n]) + 1
+            while beyond - least > 1:
+                middle, enough = (least + beyond) // 2, 0
+                for k in range(n):
+                    enough += relevance[k] >= middle
+                if enough >= kept:
+                    least = middle
+                else:
+                    beyond = middle
+            place, ties = 0, kept
             for k in range(n):
-                place = 0
-                while place < kept and best[place] < relevance[k]:
-                    if place > 0:
-                        best[place - 1] = best[place]
-                    place += 1
-                if place > 0:
-                    best[place - 1] = relevance[k]
-            ties, place = np.sum(best[:kept] == best[0]), 0
+                ties -= relevance[k] > least
             for k in range(n):
-                if relevance[k] > best[0] or (relevance[k] == best[0] and ties > 0):
-                    ties -= relevance[k] == best[0]
+                if relevance[k] > least or (relevance[k] == least and ties > 0):
+                    ties -= relevance[k] == least
                     gap, entry = np.float32(time - history[k]), channels[pair, place]
-                    entry[:] = own[k]
-                    entry[1], entry[3] = np.log1p(abs(gap)) / np.float32(10), np.sign(gap)
-                    entry[2], entry[4] = np.exp(-abs(gap) / page), np.float32(3) * own[k, 4]
-                    entry[5] = np.float32(2) * own[k, 5]
+                    entry[0], entry[1] = own[0, k], np.log1p(abs(gap)) / np.float32(10)
+                    entry[2], entry[3] = np.exp(-abs(gap) / page), np.sign(gap)
+                    entry[4], entry[5] = np.float32(3) * own[1, k], np.float32(2) * own[2, k]
+                    entry[6], entry[7] = own[3, k], own[4, k]
                     positions[pair, place] = first + k
                     place += 1
             count[pair] = kept

@@ -39,7 +39,6 @@ from dlcf.plus.evidence import (
     Evidence,
     EvidenceRecommender,
     episodes,
-    in_time,
 )
 from dlcf.plus.scales import N_CHANNELS
 from dlcf.plus.subsets import describe_parts
@@ -136,13 +135,16 @@ class EvidenceNetwork(RatingNetwork):
         user = ((user - self.centre_user) / self.scale_user).clamp(-5, 5)
         movie = ((movie - self.centre_movie) / self.scale_movie).clamp(-5, 5)
         entries = channels.float()
-        logits = self.attention(nn.functional.silu(self.attention_hidden(entries)))
-        size = entries.shape[1]
+        n, size, n_channels = entries.shape
+        # Units and heads x all entries: torch is slow over a last dimension as short as the heads.
+        flat, inner, heads = entries.view(-1, n_channels).T, self.attention_hidden, self.attention
+        units = nn.functional.silu(torch.addmm(inner.bias[:, None], inner.weight, flat))
+        logits = torch.addmm(heads.bias[:, None], heads.weight, units).view(-1, n, size)
         empty = torch.arange(size, device=count.device) >= count[:, None]
-        logits = logits.masked_fill(empty[:, :, None], -30.0)
-        # The padded row, of logit 0, is the null entry: a head may attend to nothing.
-        weights = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 1)), dim=1)[:, :size]
-        attended = torch.cat([(weights * entries[..., :1]).sum(1), weights.sum(1)], dim=1)
+        # The padded entry, of logit 0, is the null entry: a head may attend to nothing.
+        logits = nn.functional.pad(logits.masked_fill(empty, -30.0), (0, 1))
+        weights = torch.softmax(logits, dim=2)[:, :, :size]
+        attended = torch.cat([(weights * entries[:, :, 0]).sum(2), weights.sum(2)]).T
         user_id = self._embed(self.user_embedding, users)
         movie_id = self._embed(self.movie_embedding, movies)
         user_side = nn.functional.silu(self.user_side(torch.cat([user, attended, user_id], 1)))
@@ -150,7 +152,7 @@ class EvidenceNetwork(RatingNetwork):
         gate = torch.softmax(self.gate(torch.cat([user_side, movie_side], 1)), dim=1)
         gated = torch.cat([gate[:, :1] * user_side, gate[:, 1:] * movie_side], 1)
         hidden = nn.functional.silu(self.tower(self._drop(2 * gated)))
-        return baseline + self.output(self._drop(hidden)).squeeze(1), gate, weights
+        return baseline + self.output(self._drop(hidden)).squeeze(1), gate, weights.permute(1, 2, 0)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.read(*inputs)[0]
@@ -452,8 +454,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         If they hide more than `MOST_HIDDEN` ratings, each shows only some of its users' to learn
         from, drawn at random.
         """
-        data, order = self.data, in_time(self.data)
-        in_order = data.take(order)  # once, because contexts want it so
+        data = self.data
+        order = np.lexsort((data.timestamps, data.users))
+        in_order = data.take(order)  # once: every context wants it so
         future = sum(min(cut / 4, 1 - cut) for cut in self.cuts)
         share = MOST_HIDDEN / ((1 + future) * len(data))
         generator = np.random.default_rng([self.seed, 2])

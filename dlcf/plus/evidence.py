@@ -82,7 +82,7 @@ class Context:
     """
 
     def __init__(self, data: Interactions, side: SideInformation, mean: float = 0.0) -> None:
-        data = data.take(in_time(data))
+        data = in_time(data)
         users, movies, self.side = data.users, data.movies, side
         self.movies, self.ratings = movies, data.ratings.astype(float)
         self.times = data.timestamps.astype(float)
@@ -327,12 +327,12 @@ def _attend(weights: Values, values: Values, null: float) -> tuple[Values, Value
     return weights @ values / (mass + null), mass
 
 
-def in_time(data: Interactions) -> Index | slice:
-    """What puts ratings in the order of users and times, if only a slice that leaves all."""
-    forward = (np.diff(data.timestamps) >= 0) | (np.diff(data.users) > 0)
-    if (np.diff(data.users) >= 0).all() and forward.all():
-        return slice(None)
-    return np.lexsort((data.timestamps, data.users))
+def in_time(data: Interactions) -> Interactions:
+    """The ratings in the order of users and times; those of a user at one time keep theirs."""
+    step = np.diff(data.users)
+    if ((step > 0) | ((step == 0) & (np.diff(data.timestamps) >= 0))).all():
+        return data
+    return data.take(np.lexsort((data.timestamps, data.users)))
 
 
 def folds_of(n: int, folds: int, seed: int) -> Index:
