@@ -77,15 +77,14 @@ class Context:
 
     `side` is of all movies that pairs may name, in column order; `mean` stands where no rating is
     visible. Ratings are kept in the order of users and times, and of movies in `seen`, `residual`
-    and `taste`, sparse ``(n_movies, n_users)``: some 60 bytes a rating, and as many while a context
+    and `taste`, sparse ``(n_movies, n_users)``: 44 bytes a rating, and some 120 more while a context
     is made; nothing is as large as users times movies.
     """
 
     def __init__(self, data: Interactions, side: SideInformation, mean: float = 0.0) -> None:
         data = in_time(data)
         users, movies, self.side = data.users, data.movies, side
-        self.movies, self.ratings = movies, data.ratings.astype(float)
-        self.times = data.timestamps.astype(float)
+        self.movies, self.times = movies, data.timestamps.astype(float)
         self.user_count = np.bincount(users, minlength=data.n_users)
         self.movie_count = np.bincount(movies, minlength=data.n_movies)
         self.start = np.concatenate([[0], np.cumsum(self.user_count)])
@@ -93,7 +92,7 @@ class Context:
         biases = fit_biases(data, sweeps=10) if len(data) else unknown
         self.mean, user_bias, self.movie_bias = biases
         movie_weight = self.movie_count + MOVIE_DAMPING
-        centred = self.ratings - self.mean
+        centred = data.ratings.astype(float) - self.mean
         residual = centred - self.movie_bias[movies] - user_bias[users]
         # The deviation of a rating from what the *others* think of the movie.
         own = centred - user_bias[users]

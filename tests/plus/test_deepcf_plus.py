@@ -369,7 +369,7 @@ class TestPartsOfAHistory:
             other = copy.copy(context)
             visible = np.ones(len(context.movies), bool)
             visible[rows] = part
-            for name in ("movies", "ratings", "times", "deviation", "taste_of"):
+            for name in ("movies", "times", "deviation", "taste_of"):
                 setattr(other, name, getattr(context, name)[visible])
             other.user_count = context.user_count.copy()
             other.user_count[user] = part.sum()
