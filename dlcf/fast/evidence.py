@@ -1,14 +1,14 @@
 """The evidence of many pairs, by compiled loops over sorted histories.
 
-Replaces the sparse products and the blocks of pairs times history of
+This replaces the sparse products and the blocks of pairs times history of the plain
 :meth:`dlcf.plus.evidence.Context.describe`. The sums are the same, so what comes out differs by
 rounding alone; each is taken only once. Of a user: what it shares with all others, for all its
 pairs; and sums over its history with weights ``exp(-|gap| / scale)``, which go on from rating to
 rating by one multiplication, since ``exp(-(a + b)) = exp(-a) exp(-b)``. Of a movie: in how many
-histories each other movie stands beside it, and with what agreement, for all its pairs; genres and
-years once for each kind of them. A weight in time below ``exp(-25)`` counts as 0. What is left, a
-few sums for each pair and rating of its history, is done pair by pair. Each user and each movie is
-one thread's, so the bits do not hang on how many threads, torch's number, there are.
+histories each other movie stands beside it, and with what agreement; genres and years once for each
+kind of them. A weight below ``exp(-25)`` counts as 0. What is left, a few sums for each pair and
+rating of its history, is done pair by pair. A user or a movie is one thread's, so the bits do not
+hang on how many threads, torch's number, there are.
 """
 # mypy: disable-error-code="no-untyped-def, assignment"
 
@@ -235,9 +235,7 @@ def _of_movies(
                     least = middle
                 else:
                     beyond = middle
-            place, ties = 0, kept
-            for k in range(n):
-                ties -= relevance[k] > least
+            place, ties = 0, kept - np.sum(relevance[:n] > least)
             for k in range(n):
                 if relevance[k] > least or (relevance[k] == least and ties > 0):
                     ties -= relevance[k] == least

@@ -60,6 +60,7 @@ HEADS, HIDDEN = 4, (128, 64)
 # Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.
 ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
 MOST_HIDDEN = 4_000_000  # hidden ratings that are learned from, each of some 750 bytes
+LARGEST_SCORES = 8 * 2**30  # bytes while users and movies are ranked
 PAIRS_AT_ONCE = 200_000  # whose evidence is in memory where ratings are predicted
 MOST_MEASURED = 2000  # held-out pairs that the faithfulness of the weights is measured on
 
@@ -509,9 +510,16 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         """Item-item scores of all users, before re-ranking; computed once they are asked for.
 
         float32 ``(n_users, n_movies)``, by the current `regularization` and `rating_weight`.
+        ValueError where these are too many for `LARGEST_SCORES` bytes.
         """
         self._check_fitted()
         data = self.data
+        n_bytes = 12 * data.n_users * len(self.movie_ids) + 8 * data.n_users**2
+        if n_bytes > LARGEST_SCORES:
+            problem = (
+                f"{self.name} ranks by dense scores, which take {n_bytes / 2**30:.1f} GiB here"
+            )
+            raise ValueError(f"{problem}; predict ratings of some movies, or rank by rp3beta")
         weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
         deviation = data.ratings - np.float32(self.context.mean)
         weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)

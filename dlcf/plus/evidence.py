@@ -77,8 +77,8 @@ class Context:
 
     `side` is of all movies that pairs may name, in column order; `mean` stands where no rating is
     visible. Ratings are kept in the order of users and times, and of movies in `seen`, `residual`
-    and `taste`, sparse ``(n_movies, n_users)``: 44 bytes a rating, and some 120 more while a context
-    is made; nothing is as large as users times movies.
+    and `taste`, sparse ``(n_movies, n_users)``: 44 bytes a rating, and some 120 more while they are
+    put so; nothing is as large as users times movies.
     """
 
     def __init__(self, data: Interactions, side: SideInformation, mean: float = 0.0) -> None:

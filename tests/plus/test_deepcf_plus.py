@@ -278,6 +278,35 @@ class TestTraining:
         for name, parameter in drawn.named_parameters():
             torch.testing.assert_close(model.network.get_parameter(name), parameter, msg=name)
 
+    def test_of_too_many_hidden_ratings_some_users_are_drawn(
+        self, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In each episode all of a user's hidden ratings are learned from, or none."""
+        model = small()
+        model.fit(toy_ratings)
+        masks = list(episodes(model.data, 2, (0.5,), 0))
+        whole = model.hidden_ratings(masks)
+        monkeypatch.setattr(plus_module, "MOST_HIDDEN", 600)
+        drawn, again = model.hidden_ratings(masks), model.hidden_ratings(masks)
+        model.seed = 1
+        other = model.hidden_ratings(masks)
+        assert whole is not None and drawn is not None and again is not None and other is not None
+        assert 400 < len(drawn[0]) < 800 < 1500 < len(whole[0])
+        assert all(map(torch.equal, drawn, again)) and not torch.equal(drawn[0][:99], other[0][:99])
+        first = model.hidden_ratings(masks[:1])
+        assert first is not None
+        _, hidden = masks[0]
+        users, counts = np.unique(first[0].numpy(), return_counts=True)
+        assert 0 < len(users) < model.data.n_users
+        assert np.array_equal(counts, np.bincount(model.data.users[hidden])[users])
+
+    def test_the_size_of_a_block_of_predictions_does_not_matter(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = model.predict(toy_ratings)
+        monkeypatch.setattr(plus_module, "PAIRS_AT_ONCE", 100)
+        np.testing.assert_allclose(model.predict(toy_ratings), found, atol=1e-5)
+
 
 class TestRanking:
     def test_only_unseen_candidates_are_reweighted(
@@ -536,6 +565,19 @@ def test_item_scores_follow_the_settings(model: DeepCFPlus) -> None:
     rated = (model._seen.toarray() > 0).astype(np.float32)
     assert np.array_equal(other.item_scores, ease_scores(rated, model.regularization))
     assert not np.array_equal(model.item_scores, other.item_scores)
+
+
+def test_where_scores_do_not_fit_in_memory_ratings_are_still_predicted(
+    model: DeepCFPlus, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = copy.copy(model)
+    large.__dict__.pop("item_scores", None)
+    monkeypatch.setattr(plus_module, "LARGEST_SCORES", 12 * 40 * 60 + 8 * 40**2 - 1)
+    with pytest.raises(ValueError, match=r"deepcf-plus ranks by dense scores.* rp3beta"):
+        large.recommend(13)
+    assert np.array_equal(large.predict(toy_ratings), model.predict(toy_ratings))
+    monkeypatch.setattr(plus_module, "LARGEST_SCORES", 12 * 40 * 60 + 8 * 40**2)
+    assert len(large.recommend(13)) == 10
 
 
 def test_rmse_on_the_real_data(ratings: pd.DataFrame) -> None:
