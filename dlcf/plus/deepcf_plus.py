@@ -452,8 +452,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     def hidden_ratings(self, masks: Iterable[tuple[Known, Known]]) -> Batch | None:
         """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence.
 
-        If they hide more than `MOST_HIDDEN` ratings, each shows only some of its users' to learn
-        from, drawn at random.
+        Beyond `MOST_HIDDEN` ratings, those of users drawn at random in each episode.
         """
         data = self.data
         order = np.lexsort((data.timestamps, data.users))
