@@ -59,7 +59,7 @@ NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Eviden
 HEADS, HIDDEN = 4, (128, 64)
 # Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.
 ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
-MOST_HIDDEN = 4_000_000  # hidden ratings that are learned from, each of some 750 bytes
+MOST_HIDDEN = 600_000  # hidden ratings that the network learns from, each of some 750 bytes
 LARGEST_SCORES = 8 * 2**30  # bytes while users and movies are ranked
 PAIRS_AT_ONCE = 200_000  # whose evidence is in memory where ratings are predicted
 MOST_MEASURED = 2000  # held-out pairs that the faithfulness of the weights is measured on
@@ -192,11 +192,10 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     after the user's last rating. A movie without training ratings is predicted too, from the
     user's evidence and its genres and year.
 
-    Memory of `fit` is linear in what there is: about ``300 n + 750 min(1 + c, 4e6 / n) n +
-    20 embedding_size (n_users + n_movies)`` bytes for n ratings, of which future episodes hide a
-    share c, 0.45 at the usual cuts. Where more than four million ratings would be hidden, the
-    network learns from those of users drawn at random in each episode, about as many. Rankings
-    take more, see :attr:`item_scores`.
+    Memory of `fit` is about 350 bytes a rating, 1,050 a hidden rating that is learned from and
+    ``20 embedding_size + 100`` a user or movie. Episodes hide 1.45 times the ratings at the usual
+    cuts; beyond 600,000, the network learns from all that is hidden of users drawn at random in
+    each episode, about as many. Rankings take more, see :attr:`item_scores`.
 
     Parameters
     ----------
