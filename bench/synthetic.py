@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["synthetic_ratings"]
+__all__ = ["in_sessions", "synthetic_ratings"]
 
 RANK = 8
 RATINGS_AT_ONCE = 2_000_000
 CATALOGUE_GROWTH = 1 / 3  # 248 times the ratings of latest-small, 6 times its movies: ml-25m
 FIRST_DAY, LAST_DAY = 828_000_000, 1_537_000_000  # seconds, UTC; the span of latest-small
 STAY = 30 * 86_400
+GAP, SESSION_LENGTH = 20, 40  # seconds between ratings of a session, and ratings in one
 
 
 def synthetic_ratings(n_ratings: int, like: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -73,6 +74,25 @@ def synthetic_ratings(n_ratings: int, like: pd.DataFrame, seed: int = 0) -> pd.D
         },
         copy=False,
     )
+
+
+def in_sessions(ratings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The same ratings, those of a user in some order a few seconds apart, with days between some.
+
+    `ratings` are by user, as from :func:`synthetic_ratings`, whose times have no sessions.
+    """
+    generator = np.random.default_rng(seed)
+    user, n = ratings["userId"].to_numpy(), len(ratings)
+    gap = generator.exponential(GAP, n)
+    begins = generator.random(n) < 1 / SESSION_LENGTH
+    gap[begins] += generator.exponential(STAY, np.count_nonzero(begins))
+    first = np.flatnonzero(np.diff(user, prepend=user[0] - 1))
+    gap[first] = generator.integers(FIRST_DAY, LAST_DAY, len(first))
+    gap[first[1:]] -= np.add.reduceat(gap, first)[:-1]
+    order = np.lexsort((generator.random(n), user))
+    times = np.empty(n, dtype=np.int64)
+    times[order] = np.cumsum(gap)
+    return ratings.assign(timestamp=times)
 
 
 def _stretched(counts: NDArray[Any], size: int) -> NDArray[np.int64]:

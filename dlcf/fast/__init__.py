@@ -16,6 +16,7 @@ from torch import Tensor
 from dlcf.models.deepcf import AttentionNetwork
 from dlcf.models.mf import FactorNetwork
 from dlcf.models.network import FASTER_SCORES
+from dlcf.plus.scales import FASTER_EVIDENCE
 from dlcf.training import FASTER_STEPS, Batch, RatingNetwork, TrainingConfig, TrainingStep
 from dlcf.variants.components import UnattendedNetwork
 from dlcf.variants.networks import FaithfulAttentionNetwork
@@ -30,8 +31,8 @@ _BY_HAND: dict[type[RatingNetwork], tuple[str, str]] = {
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Inside, networks are trained and ranked by the plain code of the core."""
-    hooks: tuple[dict[Any, Any], ...] = FASTER_STEPS, FASTER_SCORES
+    """Inside, networks are trained and ranked, and evidence is computed, by the plain code."""
+    hooks: tuple[dict[Any, Any], ...] = FASTER_STEPS, FASTER_SCORES, FASTER_EVIDENCE
     kept = [dict(hook) for hook in hooks]
     for hook in hooks:
         hook.clear()
@@ -59,5 +60,10 @@ def _scores(network: AttentionNetwork, users: Tensor) -> Tensor:
     return _module("catalogue").score_all(network, users)
 
 
+def _describe(*arguments: Any) -> Any:
+    return _module("evidence").describe(*arguments)
+
+
 FASTER_STEPS.update(dict.fromkeys(_BY_HAND, _step))
 FASTER_SCORES.update(dict.fromkeys((AttentionNetwork, FaithfulAttentionNetwork), _scores))
+FASTER_EVIDENCE["describe"] = _describe

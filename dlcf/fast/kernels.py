@@ -26,9 +26,12 @@ from numba import njit
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def _compiled(function) -> Any:
-    """Compiled, or from numba's cache, where a file that was cut off counts as absent."""
-    made: Any = njit(cache=True, error_model="numpy", fastmath=_FASTMATH)(function)
+def compiled(function) -> Any:
+    """Compiled, or from numba's cache, where a file that was cut off counts as absent.
+
+    Other threads run meanwhile: a kernel holds no lock of Python's.
+    """
+    made: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
     load = made._cache.load_overload
 
     def load_whole(*given: Any) -> Any:
@@ -55,7 +58,7 @@ def _compiled(function) -> Any:
 #     grad_shift = sum(g),  grad_gain = sum(g x),  grad_z = slope (g - mean(g) - x mean(g x))
 
 
-@_compiled
+@compiled
 def column_sums(values, sums):
     """Sum of each column."""
     sums[:] = 0
@@ -64,7 +67,7 @@ def column_sums(values, sums):
             sums[column] += values[row, column]
 
 
-@_compiled
+@compiled
 def centred_squares(values, sums, n, squares):
     """Sum of each column's squared distances from its mean, ``sums / n``.
 
@@ -78,7 +81,7 @@ def centred_squares(values, sums, n, squares):
             squares[column] += distance * distance
 
 
-@_compiled
+@compiled
 def batch_moments(
     sums, squares, n, running, momentum, epsilon, gain, shift, mean, inv_std, slope, offset
 ):
@@ -101,7 +104,7 @@ def batch_moments(
         offset[column] = shift[column] - slope[column] * mean[column]
 
 
-@_compiled
+@compiled
 def activate(values, slope, offset, bits, first, dropped, scale, out):
     """``relu(slope * values + offset)``, then dropout.
 
@@ -119,7 +122,7 @@ def activate(values, slope, offset, bits, first, dropped, scale, out):
             out[row, column] = value * kept if own[column] >= dropped else zero
 
 
-@_compiled
+@compiled
 def dropout_relu_backward(grad, hidden, values, mean, scale, grad_gain, grad_shift):
     """Back through dropout and relu, in place, and the two sums that batch norm's backward needs.
 
@@ -141,7 +144,7 @@ def dropout_relu_backward(grad, hidden, values, mean, scale, grad_gain, grad_shi
             grad_gain[column] += own * (values[row, column] - mean[column])
 
 
-@_compiled
+@compiled
 def norm_coefficients(
     sum_gain, sum_shift, n, mean, inv_std, slope, grad_gain, value_coefficient, constant
 ):
@@ -161,7 +164,7 @@ def norm_coefficients(
         grad_gain[column] *= inv_std[column]
 
 
-@_compiled
+@compiled
 def norm_backward(grad, values, slope, value_coefficient, constant):
     """``slope * grad + value_coefficient * values + constant``, in place."""
     for row in range(values.shape[0]):
@@ -175,7 +178,7 @@ def norm_backward(grad, values, slope, value_coefficient, constant):
 # -------------------------------------------------------------------------- embeddings and output
 
 
-@_compiled
+@compiled
 def distinct_rows(pairs, slot, rows, position):
     """Each row of a table that `pairs` names, once, in order of appearance; returns how many.
 
@@ -198,7 +201,7 @@ def distinct_rows(pairs, slot, rows, position):
     return count
 
 
-@_compiled
+@compiled
 def attend(table, pairs, attention, bias, contrast, inputs, weight):
     """Embeddings times their attention weights.
 
@@ -225,7 +228,7 @@ def attend(table, pairs, attention, bias, contrast, inputs, weight):
             inputs[index, size + column] = (one - share) * movie[column]
 
 
-@_compiled
+@compiled
 def attend_backward(
     grad_inputs, table, pairs, position, contrast, weight, grad_rows, grad_attention, grad_bias
 ):
@@ -268,7 +271,7 @@ def attend_backward(
     grad_bias[0], grad_bias[1] = grad_logits, -grad_logits
 
 
-@_compiled
+@compiled
 def first_layer(share, user_part, movie_parts, bias, out):
     """``relu(share user_part + (1 - share) movie_part + bias)`` of one user and `n` movies.
 
@@ -284,7 +287,7 @@ def first_layer(share, user_part, movie_parts, bias, out):
             out[row, column] = value if value > zero else zero
 
 
-@_compiled
+@compiled
 def output(hidden, weights, bias, ratings, low, span, n, grad_hidden, grad_weights):
     """The sigmoid neuron, the squared error of its ratings, and the way back.
 
@@ -315,7 +318,7 @@ def output(hidden, weights, bias, ratings, low, span, n, grad_hidden, grad_weigh
 # --------------------------------------------------------------------------- matrix factorisation
 
 
-@_compiled
+@compiled
 def factor_gradient(
     table, pairs, position, deviations, n, regularization, bias_regularization, grad_rows
 ):
@@ -354,7 +357,7 @@ def factor_gradient(
 # ------------------------------------------------------------------------------------------- Adam
 
 
-@_compiled
+@compiled
 def deferred_adam(table, rows, gradient, learning_rate, correction, beta1, beta2, epsilon):
     """A step of Adam for some rows of a table ``(rows, 3, size)`` of value, mean and square.
 
@@ -374,7 +377,7 @@ def deferred_adam(table, rows, gradient, learning_rate, correction, beta1, beta2
             value[column] -= move * mean[column] / scale
 
 
-@_compiled
+@compiled
 def catch_up(table, last, rows, step, origin, per_step, per_gap, learning_rate):
     """The steps that rows have missed, in one (see :mod:`dlcf.fast.adam`).
 

@@ -35,12 +35,12 @@ from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Known,
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import (
     CELLS_AT_ONCE,
-    N_CHANNELS,
     Context,
     Evidence,
     EvidenceRecommender,
     episodes,
 )
+from dlcf.plus.scales import N_CHANNELS
 from dlcf.plus.subsets import describe_parts
 from dlcf.ratings import check_pairs
 from dlcf.runtime.settings import setting
@@ -59,6 +59,9 @@ NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Eviden
 HEADS, HIDDEN = 4, (128, 64)
 # Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.
 ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
+MOST_HIDDEN = 600_000  # hidden ratings that the network learns from, each of some 750 bytes
+LARGEST_SCORES = 8 * 2**30  # bytes while users and movies are ranked
+PAIRS_AT_ONCE = 200_000  # whose evidence is in memory where ratings are predicted
 MOST_MEASURED = 2000  # held-out pairs that the faithfulness of the weights is measured on
 
 
@@ -133,13 +136,16 @@ class EvidenceNetwork(RatingNetwork):
         user = ((user - self.centre_user) / self.scale_user).clamp(-5, 5)
         movie = ((movie - self.centre_movie) / self.scale_movie).clamp(-5, 5)
         entries = channels.float()
-        logits = self.attention(nn.functional.silu(self.attention_hidden(entries)))
-        size = entries.shape[1]
+        n, size, n_channels = entries.shape
+        # Units and heads x all entries: torch is slow over a last dimension as short as the heads.
+        flat, inner, heads = entries.view(-1, n_channels).T, self.attention_hidden, self.attention
+        units = nn.functional.silu(torch.addmm(inner.bias[:, None], inner.weight, flat))
+        logits = torch.addmm(heads.bias[:, None], heads.weight, units).view(-1, n, size)
         empty = torch.arange(size, device=count.device) >= count[:, None]
-        logits = logits.masked_fill(empty[:, :, None], -30.0)
-        # The padded row, of logit 0, is the null entry: a head may attend to nothing.
-        weights = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 1)), dim=1)[:, :size]
-        attended = torch.cat([(weights * entries[..., :1]).sum(1), weights.sum(1)], dim=1)
+        # The padded entry, of logit 0, is the null entry: a head may attend to nothing.
+        logits = nn.functional.pad(logits.masked_fill(empty, -30.0), (0, 1))
+        weights = torch.softmax(logits, dim=2)[:, :, :size]
+        attended = torch.cat([(weights * entries[:, :, 0]).sum(2), weights.sum(2)]).T
         user_id = self._embed(self.user_embedding, users)
         movie_id = self._embed(self.movie_embedding, movies)
         user_side = nn.functional.silu(self.user_side(torch.cat([user, attended, user_id], 1)))
@@ -147,7 +153,7 @@ class EvidenceNetwork(RatingNetwork):
         gate = torch.softmax(self.gate(torch.cat([user_side, movie_side], 1)), dim=1)
         gated = torch.cat([gate[:, :1] * user_side, gate[:, 1:] * movie_side], 1)
         hidden = nn.functional.silu(self.tower(self._drop(2 * gated)))
-        return baseline + self.output(self._drop(hidden)).squeeze(1), gate, weights
+        return baseline + self.output(self._drop(hidden)).squeeze(1), gate, weights.permute(1, 2, 0)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.read(*inputs)[0]
@@ -167,6 +173,17 @@ def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     return layer
 
 
+def _joined(parts: list[list[Tensor]], column: int, device: torch.device) -> Tensor:
+    """One column of all parts, which let go of it one by one: they are most of the memory."""
+    sizes = [len(part[column]) for part in parts]
+    first = parts[0][column]
+    whole = torch.empty(sum(sizes), *first.shape[1:], dtype=first.dtype, device=device)
+    for place, part in zip(whole.split(sizes), parts, strict=True):
+        place.copy_(part[column])
+        part[column] = first[:0]
+    return whole
+
+
 @dataclass(kw_only=True, eq=False)
 class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     """Evidence of other ratings, read by a gated network; see the module's description.
@@ -175,8 +192,10 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     after the user's last rating. A movie without training ratings is predicted too, from the
     user's evidence and its genres and year.
 
-    Memory is about ``32 n_users n_movies + 8 n_users^2`` bytes, with all movies of the `movies`
-    frame; `fit` raises ValueError beyond 8 GiB.
+    Memory of `fit` is about 350 bytes a rating, 1,050 a hidden rating that is learned from and
+    ``20 embedding_size + 100`` a user or movie. Episodes hide 1.45 times the ratings at the usual
+    cuts; beyond 600,000, the network learns from all that is hidden of users drawn at random in
+    each episode, about as many. Rankings take more, see :attr:`item_scores`.
 
     Parameters
     ----------
@@ -430,9 +449,24 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         return pairs.assign(timestamp=data.timestamps) if data.timestamps.any() else pairs
 
     def hidden_ratings(self, masks: Iterable[tuple[Known, Known]]) -> Batch | None:
-        """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence."""
-        take = self.data.take
-        return self._batch((Context(take(seen), self.side), take(hidden)) for seen, hidden in masks)
+        """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence.
+
+        Beyond `MOST_HIDDEN` ratings, those of users drawn at random in each episode.
+        """
+        data = self.data
+        order = np.lexsort((data.timestamps, data.users))
+        in_order = data.take(order)  # once: every context wants it so
+        future = sum(min(cut / 4, 1 - cut) for cut in self.cuts)
+        share = MOST_HIDDEN / ((1 + future) * len(data))
+        generator = np.random.default_rng([self.seed, 2])
+
+        def views() -> Iterator[tuple[Context, Interactions]]:
+            for seen, hidden in masks:
+                if share < 1:
+                    hidden = hidden & (generator.random(data.n_users) < share)[data.users]
+                yield Context(in_order.take(seen[order]), self.side), data.take(hidden)
+
+        return self._batch(views())
 
     def train_on(self, hidden: Batch | None, held_out: Batch | None = None) -> None:
         """Train a fresh network on :meth:`hidden_ratings`, once ratings and movies are prepared."""
@@ -474,9 +508,16 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         """Item-item scores of all users, before re-ranking; computed once they are asked for.
 
         float32 ``(n_users, n_movies)``, by the current `regularization` and `rating_weight`.
+        ValueError where these are too many for `LARGEST_SCORES` bytes.
         """
         self._check_fitted()
         data = self.data
+        n_bytes = 12 * data.n_users * len(self.movie_ids) + 8 * data.n_users**2
+        if n_bytes > LARGEST_SCORES:
+            problem = (
+                f"{self.name} ranks by dense scores, which take {n_bytes / 2**30:.1f} GiB here"
+            )
+            raise ValueError(f"{problem}; predict ratings of some movies, or rank by rp3beta")
         weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
         deviation = data.ratings - np.float32(self.context.mean)
         weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)
@@ -489,18 +530,18 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def _batch(self, views: Iterable[tuple[Context, Interactions]]) -> Batch | None:
         """Inputs and ratings of what each context hides; None where there is none."""
-        parts = []
+        parts: list[list[Tensor]] = []
         for context, hidden in views:
             hidden = hidden.take(context.user_count[hidden.users] > 0)
             if len(hidden):
                 given = hidden.timestamps if hidden.timestamps.any() else None
                 times = self._times(hidden.users, given)
                 _, inputs = self._inputs(context, hidden.users, hidden.movies, times)
-                parts.append((*inputs, torch.from_numpy(hidden.ratings)))
+                parts.append([*inputs, torch.from_numpy(hidden.ratings)])
         if not parts:
             return None
         device = pick_device(self.device)
-        return tuple(torch.cat(column).to(device) for column in zip(*parts, strict=True))
+        return tuple(_joined(parts, column, device) for column in range(len(parts[0])))
 
     def _inputs(
         self, context: Context, users: Index, movies: Index, times: NDArray[Any]
@@ -515,8 +556,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         ratings = np.empty(len(users))
         for context, rows in self._contexts(users, movies):
             ratings[rows] = context.mean + context.movie_bias[movies[rows]]
-            rows = rows[context.user_count[users[rows]] > 0]
-            if len(rows):
+            seen = rows[context.user_count[users[rows]] > 0]
+            for first in range(0, len(seen), PAIRS_AT_ONCE):
+                rows = seen[first : first + PAIRS_AT_ONCE]
                 _, inputs = self._inputs(context, users[rows], movies[rows], times[rows])
                 on_device = (tensor.to(device) for tensor in inputs)
                 predicted = predict_in_batches(self.network, *on_device, batch_size=4096)
@@ -525,7 +567,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def _score(self, users: Index) -> NDArray[np.float32]:
         scores = self.item_scores[users]
-        unseen = self.context.seen[: scores.shape[1], users].T == 0
+        unseen = self._seen[users].toarray() == 0
         best = top_k(np.where(unseen, scores, -np.inf), self.candidates)
         row, place = np.nonzero(np.take_along_axis(unseen, best, axis=1))
         movies = best[row, place]

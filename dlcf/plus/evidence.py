@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
 from dlcf.models.base import (
     MOVIE_DAMPING,
@@ -33,15 +35,12 @@ from dlcf.models.base import (
     Interactions,
     fit_biases,
 )
+from dlcf.plus.scales import FASTER_EVIDENCE, N_CHANNELS, SESSION, TIME_SCALES
 from dlcf.ratings import check_pairs
 from dlcf.serving.history import HistoryRecommender
 
 Values = NDArray[Any]
-TIME_SCALES = (15.0, 90.0, 600.0, 3600.0, 86400.0, 30 * 86400.0, 3e7)  # seconds: page ... year
-SESSION = 2  # the position of ten minutes in TIME_SCALES
 YEAR = 31_557_600.0  # seconds
-N_CHANNELS = 8  # what is said of each rating in the history
-LARGEST_GRIDS = 8 * 2**30  # bytes
 CELLS_AT_ONCE = 2_000_000  # pairs x history entries
 
 
@@ -51,6 +50,12 @@ class SideInformation:
 
     genres: NDArray[np.float32]
     years: NDArray[np.float32]
+
+    @cached_property
+    def kinds(self) -> tuple[Values, Index, Values, Index]:
+        """Distinct rows of genres and each movie's among them; the same of years."""
+        genres, genre = np.unique(self.genres, axis=0, return_inverse=True)
+        return genres, genre.ravel(), *np.unique(self.years, return_inverse=True)
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,15 @@ class Context:
     """What can be known from a visible set of ratings: no other counts.
 
     `side` is of all movies that pairs may name, in column order; `mean` stands where no rating is
-    visible.
+    visible. Ratings are kept in the order of users and times, and of movies in `seen`, `residual`
+    and `taste`, sparse ``(n_movies, n_users)``: 44 bytes a rating, and some 120 more while they are
+    put so; nothing is as large as users times movies.
     """
 
     def __init__(self, data: Interactions, side: SideInformation, mean: float = 0.0) -> None:
-        data = data.take(np.lexsort((data.timestamps, data.users)))
+        data = in_time(data)
         users, movies, self.side = data.users, data.movies, side
-        self.movies, self.ratings = movies, data.ratings.astype(float)
-        self.times = data.timestamps.astype(float)
+        self.movies, self.times = movies, data.timestamps.astype(float)
         self.user_count = np.bincount(users, minlength=data.n_users)
         self.movie_count = np.bincount(movies, minlength=data.n_movies)
         self.start = np.concatenate([[0], np.cumsum(self.user_count)])
@@ -86,7 +92,7 @@ class Context:
         biases = fit_biases(data, sweeps=10) if len(data) else unknown
         self.mean, user_bias, self.movie_bias = biases
         movie_weight = self.movie_count + MOVIE_DAMPING
-        centred = self.ratings - self.mean
+        centred = data.ratings.astype(float) - self.mean
         residual = centred - self.movie_bias[movies] - user_bias[users]
         # The deviation of a rating from what the *others* think of the movie.
         own = centred - user_bias[users]
@@ -97,14 +103,17 @@ class Context:
         self.movie_spread = np.sqrt((squares + 3 * spread) / (self.movie_count + 3))
         usual = np.bincount(users, self.deviation, data.n_users) / (self.user_count + 1)
 
-        def grid(values: Values | float) -> NDArray[np.float32]:
-            dense = np.zeros((data.n_movies, data.n_users), np.float32)
-            dense[movies, users] = values
-            return dense
-
+        self.taste_of = (self.deviation - usual[users]).astype(np.float32)  # of each rating
         # Movies x users, because evidence is gathered movie by movie.
-        self.seen, self.residual = grid(1.0), grid(residual)
-        self.taste = grid(self.deviation - usual[users])
+        shape, place = (data.n_movies, data.n_users), np.arange(len(data))
+        by_movie = sparse.csr_array((place, (movies, users)), shape=shape)
+
+        def matrix(values: Values) -> sparse.csr_array:
+            kept = values.astype(np.float32)[by_movie.data]
+            return sparse.csr_array((kept, by_movie.indices, by_movie.indptr), shape=shape)
+
+        self.seen, self.residual = matrix(np.ones(len(data))), matrix(residual)
+        self.taste = matrix(self.taste_of)
 
     def describe(self, users: Index, movies: Index, times: Values, history_size: int) -> Evidence:
         """Evidence of pairs that are not in the context; each row depends on its own pair alone.
@@ -112,6 +121,9 @@ class Context:
         Every user has a visible rating; times are in seconds; `history_size` is how many ratings of
         the history the learned attention sees.
         """
+        faster = FASTER_EVIDENCE.get("describe")
+        if faster:
+            return Evidence(*faster(self, users, movies, times, history_size))
         parts, rows = [], []
         order = np.argsort(users, kind="stable")
         for of_user in np.split(order, np.flatnonzero(np.diff(users[order])) + 1):
@@ -158,14 +170,17 @@ class Context:
         rows = self.history(user)
         rated = self.movies[rows]
         gap = times[:, None] - self.times[rows]
-        both = self.seen[movies] @ self.seen[rated].T
+        both, product = (
+            (left[movies] @ right[rated].T).toarray()
+            for left, right in ((self.seen, self.seen), (self.residual, self.taste))
+        )
         size = (self.movie_count[movies][:, None] + 10) * (self.movie_count[rated] + 9)
         years = self.side.years[movies][:, None] - self.side.years[rated]
         return {
             "gap": gap.astype(np.float32),
             "session": _decay(gap, TIME_SCALES[SESSION]),
             "co-rated": both / np.sqrt(size).astype(np.float32),
-            "agree": self.residual[movies] @ self.taste[rated].T / (both + 15),
+            "agree": product / (both + 15),
             "genre": self.side.genres[movies] @ self.side.genres[rated].T,
             "year": np.exp(-np.abs(years) / 5),
         }
@@ -211,13 +226,19 @@ class Context:
         agreement = product / (shared + 15)
         overlap = shared / np.sqrt((self.user_count[user] + 20.0) * (self.user_count + 20.0))
         seen, residual = self.seen[movies], self.residual[movies]
-        count, year = self.movie_count[movies], self.side.years[movies]
         weight = np.maximum(agreement, 0)
-        date = times / YEAR + 1970
         return {
             "raters who agree": residual @ weight / (seen @ weight + 0.3),
-            "raters, signed": residual @ agreement / (count + 5) * 5,
+            "raters, signed": residual @ agreement / (self.movie_count[movies] + 5) * 5,
             "raters who overlap": residual @ overlap / (seen @ overlap + 0.3),
+            **self.of_movies(movies, times),
+        }
+
+    def of_movies(self, movies: Index, times: Values) -> Arrays:
+        """The part of :meth:`movie_evidence` that is the same for all users."""
+        count, year = self.movie_count[movies], self.side.years[movies]
+        date = times / YEAR + 1970
+        return {
             "count": np.log1p(count),
             "bias": self.movie_bias[movies],
             "spread": self.movie_spread[movies],
@@ -305,6 +326,14 @@ def _attend(weights: Values, values: Values, null: float) -> tuple[Values, Value
     return weights @ values / (mass + null), mass
 
 
+def in_time(data: Interactions) -> Interactions:
+    """The ratings in the order of users and times; those of a user at one time keep theirs."""
+    step = np.diff(data.users)
+    if ((step > 0) | ((step == 0) & (np.diff(data.timestamps) >= 0))).all():
+        return data
+    return data.take(np.lexsort((data.timestamps, data.users)))
+
+
 def folds_of(n: int, folds: int, seed: int) -> Index:
     """The random fold, from 0 to ``folds - 1``, of each of `n` ratings; sizes differ by one."""
     return np.random.default_rng(seed).permutation(n) % folds
@@ -327,13 +356,18 @@ def episodes(
     rank = np.empty(len(data))
     rank[order] = np.arange(len(data)) - (np.cumsum(count) - count)[data.users[order]]
     elapsed = rank / count[data.users]
-    masks = [(fold != k, fold == k) for k in range(folds)]
-    for cut in cuts:
-        group = (generator.permutation(data.n_users) % folds)[data.users]
-        later = elapsed >= cut
-        following = later & (elapsed < 1.25 * cut)
-        masks += [((group != k) | ~later, (group == k) & following) for k in range(folds)]
-    return ((visible, hidden) for visible, hidden in masks if visible.any() and hidden.any())
+    groups = [generator.permutation(data.n_users) % folds for _ in cuts]
+
+    def masks() -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+        for k in range(folds):
+            yield fold != k, fold == k
+        for cut, group in zip(cuts, groups, strict=True):
+            later, following = elapsed >= cut, elapsed < 1.25 * cut
+            for k in range(folds):
+                chosen = later & (group[data.users] == k)
+                yield ~chosen, chosen & following
+
+    return ((visible, hidden) for visible, hidden in masks() if visible.any() and hidden.any())
 
 
 class EvidenceRecommender(HistoryRecommender):
@@ -407,16 +441,8 @@ class EvidenceRecommender(HistoryRecommender):
         self.side = SideInformation(genres, years.astype(np.float32))
 
     def _take_ratings(self, data: Interactions) -> None:
-        """Compute `context`, and draw the folds; ValueError for what dense grids cannot hold."""
-        n_users, n_columns = data.n_users, len(self.side.years)
-        n_bytes = 32 * n_users * n_columns + 8 * n_users**2
-        if n_bytes > LARGEST_GRIDS:
-            raise ValueError(
-                f"{self.name} keeps dense grids: 32 * {n_users} users * {n_columns} movies + 8 * "
-                f"{n_users}^2 bytes = {n_bytes / 2**30:.1f} GiB, more than "
-                f"{LARGEST_GRIDS / 2**30:g}; leave out the users or movies with the fewest ratings"
-            )
-        self.data = replace(data, n_movies=n_columns)
+        """Compute `context`, and draw the folds."""
+        self.data = replace(data, n_movies=len(self.side.years))
         self._timed = bool(data.timestamps.any())
         self._fold = folds_of(len(data), self.folds, self.seed)
         self.context = Context(self.data, self.side, self._mean)

@@ -44,7 +44,7 @@ def describe_parts(
     def attended(weights: Values) -> tuple[Values, Values]:
         """``sum_j w_j d_j`` and ``sum_j w_j`` over each part, of weights ``(history, k)``."""
         mass = part @ weights
-        return part @ (weights * given[:, None]) - mean[:, None] * mass, mass
+        return (part * given) @ weights - mean[:, None] * mass, mass
 
     squares = part @ (given**2) - (part @ given) ** 2 / count
     of_user = context.user_evidence(user, now, kernels)
@@ -63,14 +63,14 @@ def describe_parts(
     of_user["agree, signed"] = signed[:, 0] / (count + 30) * 10
     of_user["co-rated sum"] = np.log1p(part @ kernels["co-rated"][0])
 
-    raters = np.flatnonzero(context.seen[movie])
+    raters = context.seen[[movie]].indices
     rated = context.movies[context.history(user)]
     shared = part @ context.seen[rated][:, raters]
     product, _ = attended(context.taste[rated][:, raters])
     agreement = product / (shared + 15)
     others = (context.user_count[raters] + 20.0).astype(np.float32)
     overlap = shared / np.sqrt((count[:, None] + 20).astype(np.float32) * others)
-    residual = context.residual[movie, raters]
+    residual = context.residual[[movie]].data
     weight = np.maximum(agreement, 0)
     of_movie = context.movie_evidence(user, here, now) | {
         "raters who agree": weight @ residual / (weight.sum(axis=1) + 0.3),

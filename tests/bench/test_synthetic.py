@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import dlcf
-from bench.synthetic import synthetic_ratings
+from bench.synthetic import in_sessions, synthetic_ratings
 from dlcf.ratings import check_ratings, fingerprint
 
 
@@ -75,3 +75,17 @@ class TestSynthetic:
     def test_too_few_are_refused(self, world: pd.DataFrame) -> None:
         with pytest.raises(ValueError, match="n_ratings is 100"):
             synthetic_ratings(100, world)
+
+
+def test_ratings_are_put_in_sessions(world: pd.DataFrame) -> None:
+    made = synthetic_ratings(50_000, world)
+    timed = in_sessions(made)
+    assert timed.drop(columns="timestamp").equals(made.drop(columns="timestamp"))
+    assert fingerprint(timed) == fingerprint(in_sessions(made)) != fingerprint(in_sessions(made, 1))
+    in_order = timed.sort_values(["userId", "timestamp"])
+    gap = in_order["timestamp"].diff()[in_order["userId"].diff() == 0]
+    assert 15 < gap[gap < 600].mean() < 25
+    assert 30 < 1 / (gap > 600).mean() < 50
+    # A user's first rating of a session may be of any movie.
+    assert abs(in_order.groupby("userId")["movieId"].first().corr(in_order["userId"])) < 0.2
+    assert timed["timestamp"].min() >= made["timestamp"].min() - 30 * 86_400

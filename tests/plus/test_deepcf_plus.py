@@ -17,7 +17,6 @@ from dlcf.metrics import rmse
 from dlcf.models.base import Interactions
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus import deepcf_plus as plus_module
-from dlcf.plus import evidence as evidence_module
 from dlcf.plus.deepcf_plus import DeepCFPlus, EvidenceNetwork
 from dlcf.plus.evidence import Context, SideInformation, episodes
 from dlcf.plus.subsets import describe_parts
@@ -102,7 +101,7 @@ class TestEvidenceByHand:
         context = Context(*table)
         found = context.movie_evidence(0, np.array([2]), np.array([31_557_600.0 * 30]))
         overlap = 1 / np.sqrt(22 * 22)  # user 0 shares one movie with users 1 and 2, as with each
-        residual = context.residual[2, 1:]
+        residual = context.residual[[2]].data  # users 1 and 2
         expected = overlap * residual.sum() / (2 * overlap + 0.3)
         assert found["raters who overlap"] == pytest.approx(expected, abs=1e-6)
         assert found["count"] == np.log1p(2) and found["age"] == pytest.approx(np.log1p(5))
@@ -279,6 +278,35 @@ class TestTraining:
         for name, parameter in drawn.named_parameters():
             torch.testing.assert_close(model.network.get_parameter(name), parameter, msg=name)
 
+    def test_of_too_many_hidden_ratings_some_users_are_drawn(
+        self, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In each episode all of a user's hidden ratings are learned from, or none."""
+        model = small()
+        model.fit(toy_ratings)
+        masks = list(episodes(model.data, 2, (0.5,), 0))
+        whole = model.hidden_ratings(masks)
+        monkeypatch.setattr(plus_module, "MOST_HIDDEN", 600)
+        drawn, again = model.hidden_ratings(masks), model.hidden_ratings(masks)
+        model.seed = 1
+        other = model.hidden_ratings(masks)
+        assert whole is not None and drawn is not None and again is not None and other is not None
+        assert 400 < len(drawn[0]) < 800 < 1500 < len(whole[0])
+        assert all(map(torch.equal, drawn, again)) and not torch.equal(drawn[0][:99], other[0][:99])
+        first = model.hidden_ratings(masks[:1])
+        assert first is not None
+        _, hidden = masks[0]
+        users, counts = np.unique(first[0].numpy(), return_counts=True)
+        assert 0 < len(users) < model.data.n_users
+        assert np.array_equal(counts, np.bincount(model.data.users[hidden])[users])
+
+    def test_the_size_of_a_block_of_predictions_does_not_matter(
+        self, model: DeepCFPlus, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = model.predict(toy_ratings)
+        monkeypatch.setattr(plus_module, "PAIRS_AT_ONCE", 100)
+        np.testing.assert_allclose(model.predict(toy_ratings), found, atol=1e-5)
+
 
 class TestRanking:
     def test_only_unseen_candidates_are_reweighted(
@@ -360,7 +388,8 @@ class TestPartsOfAHistory:
     def test_every_feature_is_that_of_a_context_of_the_part(self, model: DeepCFPlus) -> None:
         """Of a world where the others' biases do not hang on this user: all others are fixed."""
         context = model.context
-        user, movie, time = 1, int(np.flatnonzero(model.context.seen[:, 1] == 0)[0]), 1.2e9
+        unseen = np.setdiff1d(np.arange(60), context.movies[context.history(1)])
+        user, movie, time = 1, int(unseen[0]), 1.2e9
         rows = context.history(user)
         n = rows.stop - rows.start
         kept = np.random.default_rng(0).random((6, n)) < 0.6
@@ -369,7 +398,7 @@ class TestPartsOfAHistory:
             other = copy.copy(context)
             visible = np.ones(len(context.movies), bool)
             visible[rows] = part
-            for name in ("movies", "ratings", "times", "deviation"):
+            for name in ("movies", "times", "deviation", "taste_of"):
                 setattr(other, name, getattr(context, name)[visible])
             other.user_count = context.user_count.copy()
             other.user_count[user] = part.sum()
@@ -464,13 +493,6 @@ class TestData:
         with pytest.raises(ValueError, match="at least 2 ratings"):
             small().fit(pd.DataFrame({"userId": [1], "movieId": [5], "rating": [4.0]}))
 
-    def test_what_does_not_fit_in_memory_is_refused(
-        self, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(evidence_module, "LARGEST_GRIDS", 80_000)
-        with pytest.raises(ValueError, match=r"32 \* 40 users \* 61 movies"):
-            small().fit(toy_ratings)
-
     @pytest.mark.parametrize(
         ("name", "value"),
         [
@@ -543,6 +565,19 @@ def test_item_scores_follow_the_settings(model: DeepCFPlus) -> None:
     rated = (model._seen.toarray() > 0).astype(np.float32)
     assert np.array_equal(other.item_scores, ease_scores(rated, model.regularization))
     assert not np.array_equal(model.item_scores, other.item_scores)
+
+
+def test_where_scores_do_not_fit_in_memory_ratings_are_still_predicted(
+    model: DeepCFPlus, toy_ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = copy.copy(model)
+    large.__dict__.pop("item_scores", None)
+    monkeypatch.setattr(plus_module, "LARGEST_SCORES", 12 * 40 * 60 + 8 * 40**2 - 1)
+    with pytest.raises(ValueError, match=r"deepcf-plus ranks by dense scores.* rp3beta"):
+        large.recommend(13)
+    assert np.array_equal(large.predict(toy_ratings), model.predict(toy_ratings))
+    monkeypatch.setattr(plus_module, "LARGEST_SCORES", 12 * 40 * 60 + 8 * 40**2)
+    assert len(large.recommend(13)) == 10
 
 
 def test_rmse_on_the_real_data(ratings: pd.DataFrame) -> None:
