@@ -133,9 +133,10 @@ class FactorizationMachine(Recommender):
             ratings[rows] += bias + product
         return ratings
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score_at(self, users: Index, at: float | None) -> NDArray[np.float32]:
         catalogue = slice(len(self.movie_ids))
-        bias, vectors = self._user_side(users, None)
+        when = None if at is None else np.full(len(users), int(at))
+        bias, vectors = self._user_side(users, when)
         product = vectors @ self._vectors["movie"][catalogue].T
         ratings = self._intercept + bias[:, None] + self._biases["movie"][catalogue] + product
         return ratings.astype(np.float32)

@@ -227,18 +227,6 @@ class EASE(HistoryRecommender):
         self._diagonal = state["diagonal"]
 
 
-def ease_scores(weights: NDArray[np.float32], regularization: float) -> NDArray[np.float32]:
-    """Scores ``X B`` of :class:`EASE` for a small dense X, ``(n_users, n_movies)``, in float32.
-
-    As there ``X P = A X`` with ``A = (X X^T + regularization I)^-1``. Nothing is kept that could
-    give single entries of B, so the system is solved for X itself and not inverted.
-    """
-    gram = weights @ weights.T
-    gram[np.diag_indices(len(gram))] += regularization
-    solved = np.linalg.solve(gram, weights)
-    return weights - solved / _diagonal(np.einsum("ui,ui->i", weights, solved), regularization)
-
-
 def _diagonal(quadratic: NDArray[Any], regularization: float) -> NDArray[Any]:
     """The diagonal of P, given that of ``X^T A X``: ``P = (I - X^T A X) / regularization``."""
     return (1.0 - quadratic) / regularization

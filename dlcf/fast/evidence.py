@@ -40,7 +40,8 @@ def describe(context: Any, users: Values, movies: Values, times: Values, size: i
     n, users, movies = len(users), np.ascontiguousarray(users), np.ascontiguousarray(movies)
     times = np.ascontiguousarray(times, dtype=float)
     of_user = np.empty((n, _CONTENT + 16), np.float32)
-    of_movie = np.empty((n, 9), np.float32)
+    facts = np.stack(list(context.of_movies(movies, times).values()), axis=1)
+    of_movie = np.empty((n, 3 + facts.shape[1]), np.float32)
     channels, count = np.zeros((n, size, N_CHANNELS), np.float32), np.empty(n, np.int64)
     history = np.zeros((n, size), np.int32)
     pairs, matrix = (users, movies, times), context.residual
@@ -54,7 +55,7 @@ def describe(context: Any, users: Values, movies: Values, times: Values, size: i
     near = (1 / np.sqrt(context.movie_count + 9.0)).astype(np.float32)
     read = *by_movie, context.taste_of, *context.side.kinds, near
     _in_groups(movies, _of_movies, *pairs, *ratings, *read, of_user, channels, count, history)
-    of_movie[:, 3:] = np.stack(list(context.of_movies(movies, times).values()), axis=1)
+    of_movie[:, 3:] = facts
     baseline = (context.mean + context.movie_bias[movies]).astype(np.float32)
     return baseline, of_user, of_movie, channels.astype(np.float16), count, history
 

@@ -188,34 +188,43 @@ class Recommender(ABC):
             ratings[known] = self._predict(users[known], movies[known], time)
         return ratings
 
-    def score_all(self, user_ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+    def score_all(
+        self, user_ids: Sequence[int] | NDArray[Any], at: float | None = None
+    ) -> NDArray[np.float32]:
         """Ranking scores of the whole catalogue; they need not be ratings.
 
         float32 ``(len(user_ids), len(self.movie_ids))``, columns in `movie_ids` order. `user_ids`
-        are MovieLens'; unknown ones get the number of ratings of each movie.
+        are MovieLens'; unknown ones get the number of ratings of each movie. `at` is the moment
+        that is asked of, in seconds UTC, for a model that uses time; by default it is shortly after
+        the latest rating that the model knows of the user.
         """
         self._check_fitted()
+        if at is not None and not np.isfinite(at):
+            raise ValueError(f"at is {at}; give seconds since 1970, or leave it out for now")
         users, known = _positions(self.user_ids, check_ids(user_ids, "userId"))
         scores = np.empty((len(users), len(self.movie_ids)), dtype=np.float32)
         scores[~known] = self.movie_counts
         if known.any():
-            scores[known] = self._score(users[known])
+            scores[known] = self._score_at(users[known], at)
         if not np.isfinite(scores).all():
             raise ValueError(f"{self.name} gives scores that are not finite; change its settings")
         return scores
 
-    def recommend(self, user_id: int, k: int = 10, exclude_seen: bool = True) -> pd.DataFrame:
+    def recommend(
+        self, user_id: int, k: int = 10, exclude_seen: bool = True, at: float | None = None
+    ) -> pd.DataFrame:
         """The best `k` movies for a user: `movieId` and `score`, best first.
 
-        There are fewer than `k` rows where the catalogue is short.
+        There are fewer than `k` rows where the catalogue is short. `at` is as in `score_all`.
         """
-        return self.recommend_all([user_id], k, exclude_seen).drop(columns="userId")
+        return self.recommend_all([user_id], k, exclude_seen, at).drop(columns="userId")
 
     def recommend_all(
         self,
         user_ids: Sequence[int] | NDArray[Any] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
+        at: float | None = None,
     ) -> pd.DataFrame:
         """The lists of :meth:`recommend` for many users, which takes less than one after another.
 
@@ -228,7 +237,7 @@ class Recommender(ABC):
         lists = []
         for first in range(0, max(len(wanted), 1), _USERS_AT_ONCE):
             block = wanted[first : first + _USERS_AT_ONCE]
-            scores = self.score_all(block)
+            scores = self.score_all(block, at)
             if exclude_seen:
                 scores[self.seen(block)] = -np.inf
             columns = top_k(scores, k)
@@ -260,7 +269,7 @@ class Recommender(ABC):
             return None
         return self.titles[position[0]] or None
 
-    def explain(self, user_id: int, movie_id: int) -> Any:
+    def explain(self, user_id: int, movie_id: int, at: float | None = None) -> Any:
         """Why the model predicts what it does; NotImplementedError where it cannot say."""
         problem = f"{self.name} has no attention weights to explain a recommendation with"
         raise NotImplementedError(f"{problem}; use a model such as deepcf")
@@ -380,6 +389,10 @@ class Recommender(ABC):
         pairs_of_user = np.repeat(users, n_movies), np.tile(np.arange(n_movies), len(users))
         ratings = self._predict(*pairs_of_user, None)
         return ratings.reshape(len(users), n_movies).astype(np.float32)
+
+    def _score_at(self, users: Index, at: float | None) -> NDArray[np.float32]:
+        """:meth:`_score` at a moment; a model that does not use time has the same at all."""
+        return self._score(users)
 
     def _observe(self, growth: Growth) -> None:
         """Take in the new ratings; vocabularies, `_seen`, counts and biases have them already."""

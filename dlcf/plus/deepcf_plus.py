@@ -8,8 +8,8 @@ part; the rating is the movie's damped mean plus a correction that a network rea
 - the movie's other ratings, weighted by how their authors agree with the user, and its age.
 
 Two attention weights that sum to 1, as in the paper, gate the user's side and the movie's side
-before a tower. Movies are ranked by a closed-form item-item model, whose best candidates are
-re-weighted by the rating predicted for them.
+before a tower. Movies are ranked by a second network, which reads what says that a user takes a
+movie up, see :mod:`dlcf.plus.ranker`; the best candidates are moved by their predicted ratings.
 
 Training imitates the test: the network learns from ratings that were hidden when their evidence was
 computed, see :mod:`dlcf.plus.evidence`.
@@ -29,9 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlcf.baselines.ranking import ease_scores
 from dlcf.explanation import Explanation, HistoryItem, size_of
-from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Known, top_k
+from dlcf.models.base import Arrays, Floats, Growth, Index, Interactions, Known
 from dlcf.models.network import NetworkRecommender
 from dlcf.plus.evidence import (
     CELLS_AT_ONCE,
@@ -39,6 +38,15 @@ from dlcf.plus.evidence import (
     Evidence,
     EvidenceRecommender,
     episodes,
+)
+from dlcf.plus.ranker import (
+    QUESTIONS,
+    Candidates,
+    ListEvidence,
+    Ranker,
+    lists_of,
+    questions,
+    train_ranker,
 )
 from dlcf.plus.scales import N_CHANNELS
 from dlcf.plus.subsets import describe_parts
@@ -59,8 +67,9 @@ NETWORK_FIELDS = ("baseline", "user", "movie", "channels", "count")  # of Eviden
 HEADS, HIDDEN = 4, (128, 64)
 # Embeddings over-fit within a few epochs unless they are dropped, slow and decay strongly.
 ID_DROPOUT, ID_RATE, ID_DECAY = 0.5, 0.04, 10.0
-MOST_HIDDEN = 600_000  # hidden ratings that the network learns from, each of some 750 bytes
-LARGEST_SCORES = 8 * 2**30  # bytes while users and movies are ranked
+LIKED = 0.8  # of the scale's upper end: 4 of 5 stars
+SERVED = 0.5  # of the hidden ratings are learned from a second time, as if asked of now
+MOST_HIDDEN = 600_000  # rows that the network learns from, each of some 750 bytes
 PAIRS_AT_ONCE = 200_000  # whose evidence is in memory where ratings are predicted
 MOST_MEASURED = 2000  # held-out pairs that the faithfulness of the weights is measured on
 
@@ -97,10 +106,12 @@ class EvidenceNetwork(RatingNetwork):
         for side, size in zip(("user", "movie"), n_features, strict=True):
             self.register_buffer(f"centre_{side}", torch.zeros(size))
             self.register_buffer(f"scale_{side}", torch.ones(size))
-        self.user_embedding = nn.Embedding(n_users, embedding_size)
+        # The last row is of all new users, and stays 0.
+        self.user_embedding = nn.Embedding(n_users + 1, embedding_size, padding_idx=n_users)
         self.movie_embedding = nn.Embedding(n_movies, embedding_size)
         for table in (self.user_embedding, self.movie_embedding):
             nn.init.normal_(table.weight, std=0.05)
+        nn.init.zeros_(self.user_embedding.weight[-1])
         half = HIDDEN[0] // 2
         self.attention_hidden = _linear(N_CHANNELS, 16)
         self.attention = _linear(16, HEADS)
@@ -188,19 +199,21 @@ def _joined(parts: list[list[Tensor]], column: int, device: torch.device) -> Ten
 class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     """Evidence of other ratings, read by a gated network; see the module's description.
 
-    Its predictions depend on the time of the pair: where no timestamp is given, it is an hour
-    after the user's last rating. A movie without training ratings is predicted too, from the
-    user's evidence and its genres and year.
+    Its predictions and lists depend on the moment that is asked of: where none is given, it is an
+    hour after the user's latest rating, or of a new user the latest time of all. A movie without
+    training ratings is predicted from the user's evidence and its genres and year, and a new user
+    from what is known of the movie.
 
-    Memory of `fit` is about 350 bytes a rating, 1,050 a hidden rating that is learned from and
-    ``20 embedding_size + 100`` a user or movie. Episodes hide 1.45 times the ratings at the usual
-    cuts; beyond 600,000, the network learns from all that is hidden of users drawn at random in
-    each episode, about as many. Rankings take more, see :attr:`item_scores`.
+    Memory of `fit` is about 350 bytes a rating, 1,050 a row that the network learns from,
+    ``20 embedding_size + 100`` a user or movie, and what the ranker's evidence takes, see
+    :class:`~dlcf.plus.ranker.ListEvidence`. At the usual cuts there are 2.5 rows a rating; beyond
+    600,000, the network learns from all that is hidden of users drawn at random in each episode,
+    about as many.
 
     Parameters
     ----------
     preset
-        ``"full"`` or ``"quick"``: how many `epochs` there are where they are not given, 6 or 2.
+        ``"full"`` or ``"quick"``: how many `epochs` there are where they are not given, 4 or 2.
     embedding_size
         Length of the user and movie embeddings.
     history_size
@@ -213,12 +226,16 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         See :class:`dlcf.training.TrainingConfig`; the schedule is ``"one-cycle"``.
     weight_decay
         Of AdamW, for all but the embeddings.
+    ranking
+        What a list is to hold: what the user takes up ``"next"``, what is ``"missing"`` among the
+        ratings, ``"both"``, or the best by ``"item-item"`` scores alone; choose it on validation
+        data that are held out as the test is.
     regularization, rating_weight
         Of the item-item scores: L2 penalty, and a in the weight ``max(1 + a (r - mean), 0)`` of a
         rating r.
     rerank, candidates
-        The scores of the user's best `candidates` unseen movies, negative ones taken as 0, are
-        multiplied by ``exp(rerank (r - mean r))``, r their predicted ratings; others keep theirs.
+        The logits of the best `candidates` are raised by ``rerank (r - mean r)``, with r their
+        predicted ratings.
     """
 
     name: ClassVar[str] = "deepcf-plus"
@@ -232,13 +249,14 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     batch_size: int = setting(1024, least=1)
     learning_rate: float = setting(0.005, above=0)
     weight_decay: float = setting(0.02, least=0)
+    ranking: str = setting("both", choices=("both", *QUESTIONS, "item-item"))
     regularization: float = setting(300.0, above=0)
     rating_weight: float = setting(0.65, least=0)
-    rerank: float = 0.2
-    candidates: int = setting(100, least=1)
+    rerank: float = 0.8
+    candidates: int = setting(50, least=1)
     seed: int = setting(0, least=0)
     device: str = "auto"
-    PRESETS: ClassVar[dict[str, int]] = {"full": 6, "quick": 2}  # epochs
+    PRESETS: ClassVar[dict[str, int]] = {"full": 4, "quick": 2}  # epochs
     network_class: ClassVar[type[EvidenceNetwork]] = EvidenceNetwork
     saved_as: ClassVar[dict[str, str]] = {"last": "network"}
     weights = "last"  # where a one-cycle ends is what it is for
@@ -249,16 +267,16 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         if self.epochs is None:
             self.epochs = self.PRESETS[self.preset]
 
-    def explain(self, user_id: int, movie_id: int, timestamp: float | None = None) -> Explanation:
+    def explain(self, user_id: int, movie_id: int, at: float | None = None) -> Explanation:
         """Strength, the gate's two weights, and what each of the user's ratings changes.
 
         The effect of a rating is the prediction minus that without it, by :meth:`predict_from`. Its
         attention weight is the mean over the learned heads, 0 where they do not see it. Where user
         or movie is unknown, or the user has no other rating, there is no history, and the weights
-        are those of what is known. `timestamp` is that of the prediction, as in :meth:`predict`.
+        are those of what is known. `at` is the time of the prediction, as in :meth:`predict`.
         """
         pair = pd.DataFrame({"userId": [user_id], "movieId": [movie_id]})
-        pair = pair if timestamp is None else pair.assign(timestamp=timestamp)
+        pair = pair if at is None else pair.assign(timestamp=at)
         pair = check_pairs(pair, source="pair")
         rating = float(self.predict(pair)[0])
         users, (known_user,), movies, (known_movie,) = self.positions(pair)
@@ -304,7 +322,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         (context, _), device = next(self._contexts(users, movies)), self.torch_device()
         visible = context.movies[context.history(user)]
         kept = kept[:, np.searchsorted(self._seen[user].indices, visible)]
-        ratings = np.full(len(kept), context.mean + context.movie_bias[movie])
+        _, new = self._inputs(context, np.array([self.data.n_users]), movies, times)
+        newcomer = predict_in_batches(self.network, *(t.to(device) for t in new))
+        ratings = np.full(len(kept), float(newcomer[0]))
         some = np.flatnonzero(kept.any(axis=1))
         at_once = max(1, CELLS_AT_ONCE // (len(visible) + int(context.movie_count[movie]) + 256))
         for first in range(0, len(some), at_once):
@@ -433,6 +453,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         if len(data) < 2:
             raise ValueError(f"{self.name} needs at least 2 ratings to train on, not {len(data)}")
         self.prepare(data, movies)
+        self._learn_to_rank()
         train = self.hidden_ratings(episodes(self.data, self.folds, self.cuts, self.seed))
         held_out = None
         if validation is not None:
@@ -441,6 +462,19 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         self.train_on(train, held_out)
         if validation is not None:
             self.measure_faithfulness(self._pairs(validation))
+
+    def _learn_to_rank(self) -> None:
+        """Train the ranker; there is none where no list holds a movie that was taken up."""
+        self._ranker: Ranker | None = None
+        if self.ranking == "item-item":
+            return
+        take, liked = self.data.take, LIKED * self.scale[1]
+        masks = questions(self.data, self.ranking, self.seed)
+        seen = ((take(visible), take(hidden)) for visible, hidden in masks)
+        about = self.side, self.regularization, self.rating_weight
+        lists = lists_of(seen, *about, liked, self.seed)
+        if lists is not None:
+            self._ranker = train_ranker(lists, self.seed)
 
     def _pairs(self, data: Interactions) -> pd.DataFrame:
         """MovieLens' ids and times of ratings."""
@@ -451,20 +485,31 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     def hidden_ratings(self, masks: Iterable[tuple[Known, Known]]) -> Batch | None:
         """Inputs and ratings of what :func:`episodes` hide; None where there is no evidence.
 
-        Beyond `MOST_HIDDEN` ratings, those of users drawn at random in each episode.
+        Half of them come twice, because a movie is recommended before anybody knows when it is
+        rated: at their time, and an hour after the user's last visible rating or, one in two, at
+        the latest time of all that is visible. Beyond `MOST_HIDDEN` rows, only the ratings of users
+        drawn at random in each episode.
         """
         data = self.data
         order = np.lexsort((data.timestamps, data.users))
         in_order = data.take(order)  # once: every context wants it so
-        future = sum(min(cut / 4, 1 - cut) for cut in self.cuts)
-        share = MOST_HIDDEN / ((1 + future) * len(data))
+        hidden_times = 1 + sum(min(cut / 4, 1 - cut) for cut in self.cuts) + 1 / self.folds
+        share = MOST_HIDDEN / ((1 + SERVED * self._timed) * hidden_times * len(data))
         generator = np.random.default_rng([self.seed, 2])
 
         def views() -> Iterator[tuple[Context, Interactions]]:
             for seen, hidden in masks:
                 if share < 1:
                     hidden = hidden & (generator.random(data.n_users) < share)[data.users]
-                yield Context(in_order.take(seen[order]), self.side), data.take(hidden)
+                context, given = Context(in_order.take(seen[order]), self.side), data.take(hidden)
+                yield context, given
+                if self._timed:
+                    draw = generator.random(len(given))
+                    again, now = given.take(draw < SERVED), draw[draw < SERVED] < SERVED / 2
+                    last = context.times[context.start[again.users + 1] - 1] + 3600
+                    now |= context.is_new(again.users)
+                    when = np.where(now, context.newest, last).astype(np.int64)
+                    yield context, replace(again, timestamps=when)
 
         return self._batch(views())
 
@@ -487,8 +532,8 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         columns = torch.from_numpy(self._columns_in(growth.before))
         weights["movie_embedding.weight"] = weights["movie_embedding.weight"][columns]
         known = weights["user_embedding.weight"]
-        weights["user_embedding.weight"] = known.new_zeros(self.data.n_users, known.shape[1])
-        weights["user_embedding.weight"][torch.from_numpy(growth.users)] = known
+        weights["user_embedding.weight"] = known.new_zeros(self.data.n_users + 1, known.shape[1])
+        weights["user_embedding.weight"][torch.from_numpy(growth.users)] = known[:-1]
         self._start_network(self.seed)
         self.network.load_state_dict(weights)
         self._states = {"last": weights}
@@ -501,27 +546,13 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def _take_ratings(self, data: Interactions) -> None:
         super()._take_ratings(data)
-        self.__dict__.pop("item_scores", None)
+        self.__dict__.pop("list_evidence", None)
 
     @cached_property
-    def item_scores(self) -> NDArray[np.float32]:
-        """Item-item scores of all users, before re-ranking; computed once they are asked for.
-
-        float32 ``(n_users, n_movies)``, by the current `regularization` and `rating_weight`.
-        ValueError where these are too many for `LARGEST_SCORES` bytes.
-        """
+    def list_evidence(self) -> ListEvidence:
+        """What all ratings say of who takes up what; computed once a list is asked for."""
         self._check_fitted()
-        data = self.data
-        n_bytes = 12 * data.n_users * len(self.movie_ids) + 8 * data.n_users**2
-        if n_bytes > LARGEST_SCORES:
-            problem = (
-                f"{self.name} ranks by dense scores, which take {n_bytes / 2**30:.1f} GiB here"
-            )
-            raise ValueError(f"{problem}; predict ratings of some movies, or rank by rp3beta")
-        weights = np.zeros((data.n_users, len(self.movie_ids)), np.float32)
-        deviation = data.ratings - np.float32(self.context.mean)
-        weights[data.users, data.movies] = np.maximum(1 + self.rating_weight * deviation, 0)
-        return ease_scores(weights, self.regularization)
+        return ListEvidence(self.data, self.side, self.regularization, self.rating_weight)
 
     def build_network(self, data: Interactions) -> EvidenceNetwork:
         user, movie = self.context.feature_names()
@@ -532,7 +563,6 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         """Inputs and ratings of what each context hides; None where there is none."""
         parts: list[list[Tensor]] = []
         for context, hidden in views:
-            hidden = hidden.take(context.user_count[hidden.users] > 0)
             if len(hidden):
                 given = hidden.timestamps if hidden.timestamps.any() else None
                 times = self._times(hidden.users, given)
@@ -546,8 +576,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
     def _inputs(
         self, context: Context, users: Index, movies: Index, times: NDArray[Any]
     ) -> tuple[Evidence, Batch]:
-        """Evidence of pairs whose users have visible ratings; the network's inputs, on the CPU."""
+        """Evidence of pairs; the network's inputs, on the CPU."""
         evidence = context.describe(users, movies, times, self.history_size)
+        users = np.where(context.is_new(users), self.data.n_users, users)
         arrays = users, movies, *(getattr(evidence, name) for name in NETWORK_FIELDS)
         return evidence, tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
 
@@ -555,32 +586,68 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
         times, device = self._times(users, timestamps), self.torch_device()
         ratings = np.empty(len(users))
         for context, rows in self._contexts(users, movies):
-            ratings[rows] = context.mean + context.movie_bias[movies[rows]]
-            seen = rows[context.user_count[users[rows]] > 0]
-            for first in range(0, len(seen), PAIRS_AT_ONCE):
-                rows = seen[first : first + PAIRS_AT_ONCE]
-                _, inputs = self._inputs(context, users[rows], movies[rows], times[rows])
+            for first in range(0, len(rows), PAIRS_AT_ONCE):
+                some = rows[first : first + PAIRS_AT_ONCE]
+                _, inputs = self._inputs(context, users[some], movies[some], times[some])
                 on_device = (tensor.to(device) for tensor in inputs)
                 predicted = predict_in_batches(self.network, *on_device, batch_size=4096)
-                ratings[rows] = predicted.cpu().numpy()
+                ratings[some] = predicted.cpu().numpy()
         return ratings
 
     def _score(self, users: Index) -> NDArray[np.float32]:
-        scores = self.item_scores[users]
-        unseen = self._seen[users].toarray() == 0
-        best = top_k(np.where(unseen, scores, -np.inf), self.candidates)
-        row, place = np.nonzero(np.take_along_axis(unseen, best, axis=1))
-        movies = best[row, place]
-        ratings = np.clip(self._predict(users[row], movies, None), *self.scale)
-        count = np.bincount(row, minlength=len(users))
-        mean = np.bincount(row, ratings, len(users)) / np.maximum(count, 1)
-        factor = np.exp(self.rerank * (ratings - mean[row]))
-        scores[row, movies] = np.maximum(scores[row, movies], 0) * factor
+        return self._score_at(users, None)
+
+    def _score_at(self, users: Index, at: float | None) -> NDArray[np.float32]:
+        """The ranker's logits of candidates; below them, all others by their item-item scores."""
+        n_movies, evidence = len(self.movie_ids), self.list_evidence
+        scores = np.tile(self.movie_counts.astype(np.float32), (len(users), 1))
+        active = np.flatnonzero(evidence.user_count[users] > 0)
+        if not len(active):
+            return scores
+        some = users[active]
+        scores[active] = evidence.item_scores(some, n_movies)
+        if self._ranker is None:
+            return scores
+        moment = np.nan if at is None else at
+        times = self._times(some, np.full(len(some), moment))
+        for found in evidence.collect(some, times):
+            logits = self._ranker.logits(found.features)
+            logits += self._raised(some[found.row], found, logits, times[found.row])
+            row = active[found.row]
+            least = np.full(len(users), np.inf, np.float32)
+            np.minimum.at(least, row, logits)
+            asked = np.unique(row)
+            others = scores[asked]
+            below = others - others.max(axis=1, keepdims=True) - 1.0
+            scores[asked] = least[asked, None] + below
+            scores[row, found.movies] = logits
         return scores
+
+    def _raised(
+        self, users: Index, found: Candidates, logits: NDArray[np.float32], times: Floats
+    ) -> NDArray[np.float32]:
+        """By how much the predicted rating raises a candidate; 0 of those that are not the best."""
+        raised = np.zeros_like(logits)
+        order = np.lexsort((-logits, found.row))
+        row = found.row[order]
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        best = order[place < self.candidates]
+        if self.rerank and len(best):
+            ratings = self._predict(users[best], found.movies[best], times[best].astype(np.int64))
+            ratings = np.clip(ratings, *self.scale)
+            row = found.row[best]
+            total, count = np.bincount(row, ratings), np.bincount(row)
+            raised[best] = self.rerank * (ratings - (total / np.maximum(count, 1))[row])
+        return raised
+
+    def _state(self) -> Arrays:
+        ranker = {} if self._ranker is None else self._ranker.state_dict()
+        return super()._state() | {f"ranker.{k}": v.numpy() for k, v in ranker.items()}
 
     def _extra(self) -> dict[str, Any]:
         return super()._extra() | {"faithfulness": self._faithfulness}
 
     def _restore(self, state: Arrays, extra: dict[str, Any]) -> None:
         self._faithfulness = extra.get("faithfulness")
+        self._ranker = Ranker.of({k: v for k, v in state.items() if k.startswith("ranker.")})
         super()._restore(state, extra)

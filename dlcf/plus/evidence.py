@@ -85,6 +85,7 @@ class Context:
         data = in_time(data)
         users, movies, self.side = data.users, data.movies, side
         self.movies, self.times = movies, data.timestamps.astype(float)
+        self.newest = int(data.timestamps.max(initial=0))
         self.user_count = np.bincount(users, minlength=data.n_users)
         self.movie_count = np.bincount(movies, minlength=data.n_movies)
         self.start = np.concatenate([[0], np.cumsum(self.user_count)])
@@ -118,9 +119,19 @@ class Context:
     def describe(self, users: Index, movies: Index, times: Values, history_size: int) -> Evidence:
         """Evidence of pairs that are not in the context; each row depends on its own pair alone.
 
-        Every user has a visible rating; times are in seconds; `history_size` is how many ratings of
-        the history the learned attention sees.
+        Times are in seconds; `history_size` is how many ratings of the history the learned
+        attention sees. Of a user without visible ratings, ``n_users`` where it has no position,
+        only the movie says something.
         """
+        new = self.is_new(users)
+        if new.any():
+            old = ~new
+            found = self._describe_new(movies, times, history_size)
+            if old.any():
+                known = self.describe(users[old], movies[old], times[old], history_size)
+                for name, values in vars(known).items():
+                    getattr(found, name)[old] = values
+            return found
         faster = FASTER_EVIDENCE.get("describe")
         if faster:
             return Evidence(*faster(self, users, movies, times, history_size))
@@ -136,6 +147,26 @@ class Context:
         back = np.argsort(np.concatenate(rows))
         return Evidence(*(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True)))
 
+    def is_new(self, users: Index) -> NDArray[np.bool_]:
+        """Whether nothing that they rated is visible."""
+        return np.append(self.user_count, 0)[users] == 0
+
+    def _describe_new(self, movies: Index, times: Values, size: int) -> Evidence:
+        """Evidence of pairs whose users have no visible rating."""
+        n, facts = len(movies), list(self.of_movies(movies, times).values())
+        # What an empty history has that is not 0: a damped spread, and nothing near in time.
+        usual = {"spread": np.sqrt(2.4 / 3), "previous gap": 20.0, "next gap": 20.0}
+        user = np.array([usual.get(name, 0.0) for name in self.feature_names()[0]], np.float32)
+        zeros = [np.zeros(n)] * 3  # of the movie's raters, none of whom agrees
+        return Evidence(
+            (self.mean + self.movie_bias[movies]).astype(np.float32),
+            np.tile(user, (n, 1)),
+            np.stack([*zeros, *facts], axis=1).astype(np.float32),
+            np.zeros((n, size, N_CHANNELS), np.float16),
+            np.zeros(n, np.int64),
+            np.zeros((n, size), np.int32),
+        )
+
     def _describe_user(self, user: int, movies: Index, times: Values, size: int) -> list[Values]:
         """The fields of `Evidence` for pairs of one user."""
         kernels = self.kernels(user, movies, times)
@@ -146,6 +177,10 @@ class Context:
 
     def feature_names(self) -> tuple[list[str], list[str]]:
         """What the columns of `Evidence.user` and `Evidence.movie` hold."""
+        if not len(self.movies):  # names are read off a history
+            nothing, rating = np.zeros(1, np.int64), np.ones(1, np.float32)
+            one = Interactions(nothing, nothing, rating, nothing, 1, len(self.side.years))
+            return Context(one, self.side).feature_names()
         movies, times, user = np.zeros(1, np.int64), np.zeros(1), int(self.user_count.argmax())
         of_user = self.user_evidence(user, times, self.kernels(user, movies, times))
         return list(of_user), list(self.movie_evidence(user, movies, times))
@@ -237,7 +272,9 @@ class Context:
     def of_movies(self, movies: Index, times: Values) -> Arrays:
         """The part of :meth:`movie_evidence` that is the same for all users."""
         count, year = self.movie_count[movies], self.side.years[movies]
-        date = times / YEAR + 1970
+        # What is asked of later than all that is visible is nothing that training has seen.
+        date = np.minimum(times, self.newest) / YEAR + 1970
+        genres = self.side.genres[movies]
         return {
             "count": np.log1p(count),
             "bias": self.movie_bias[movies],
@@ -245,6 +282,7 @@ class Context:
             "year": (year - 1990) / 20,
             "age": np.log1p(np.maximum(date - year, 0)),
             "date": date - 2005,
+            **{f"genre {k}": genres[:, k] for k in range(genres.shape[1])},
         }
 
     def _history(self, user: int, kernels: Arrays, size: int) -> tuple[Values, ...]:
@@ -346,8 +384,9 @@ def episodes(
 
     First `folds` random episodes, each of which hides one fold. Then, for each cut c, the users
     are dealt into `folds` groups; an episode cuts the histories of one group at the fraction c,
-    hides the following quarter of c, and drops what comes later; other users stay visible.
-    The two masks, ``(len(data),)``, are disjoint, and neither is empty.
+    hides the following quarter of c, and drops what comes later; other users stay visible. The last
+    episode hides all ratings of one group of users, who are new. The two masks, ``(len(data),)``,
+    are disjoint, and neither is empty.
     """
     generator = np.random.default_rng([seed, 1])
     fold = folds_of(len(data), folds, seed)
@@ -356,7 +395,7 @@ def episodes(
     rank = np.empty(len(data))
     rank[order] = np.arange(len(data)) - (np.cumsum(count) - count)[data.users[order]]
     elapsed = rank / count[data.users]
-    groups = [generator.permutation(data.n_users) % folds for _ in cuts]
+    *groups, new = (generator.permutation(data.n_users) % folds for _ in range(len(cuts) + 1))
 
     def masks() -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
         for k in range(folds):
@@ -366,6 +405,7 @@ def episodes(
             for k in range(folds):
                 chosen = later & (group[data.users] == k)
                 yield ~chosen, chosen & following
+        yield new[data.users] != 0, new[data.users] == 0
 
     return ((visible, hidden) for visible, hidden in masks() if visible.any() and hidden.any())
 
@@ -382,14 +422,12 @@ class EvidenceRecommender(HistoryRecommender):
     seed: int
 
     def _predict_pairs(self, pairs: pd.DataFrame) -> NDArray[np.float64]:
-        """As the base's, but a known user's unknown movies get evidence too, not a fallback."""
-        ratings = super()._predict_pairs(pairs)
-        users, known_user, _, known_movie = self.positions(pairs)
-        new = known_user & ~known_movie
-        if new.any():
-            columns = self._columns(pairs["movieId"].to_numpy()[new])
-            ratings[new] = self._predict(users[new], columns, self._stamps(pairs[new]))
-        return ratings
+        """There is evidence of every pair: of what is unknown there is less."""
+        users, known, _, _ = self.positions(pairs)
+        columns = self._columns(pairs["movieId"].to_numpy())
+        return self._predict(
+            np.where(known, users, self.data.n_users), columns, self._stamps(pairs)
+        )
 
     def evidence(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """What the fixed kernels say of pairs, before any network reads it.
@@ -446,7 +484,8 @@ class EvidenceRecommender(HistoryRecommender):
         self._timed = bool(data.timestamps.any())
         self._fold = folds_of(len(data), self.folds, self.seed)
         self.context = Context(self.data, self.side, self._mean)
-        self._latest = np.append(self.context.times, 0.0)[self.context.start[1:] - 1]
+        latest = np.append(self.context.times, 0.0)[self.context.start[1:] - 1]
+        self._latest = np.append(latest, self.context.newest)  # of a new user
 
     def _contexts(self, users: Index, movies: Index) -> Iterator[tuple[Context, Index]]:
         """The context that each pair is seen from, with the rows of its pairs.

@@ -225,7 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if how in SPLITS or label not in OUTDONE or given.models != list(PLAN)
     ]
     of = {how: tuned_settings(given.dataset, how, given.tuned) for how in given.splits}
-    jobs = [replace(job, settings=of[job.split].get(job.model, {}) | job.settings) for job in jobs]
+    jobs = [
+        replace(
+            job,
+            settings=of[job.split].get(job.model, {})
+            | job.settings
+            | PER_SPLIT.get(job.label, {}).get(job.split, {}),
+        )
+        for job in jobs
+    ]
     taken = {
         f"{job.label}, {job.split}": job.settings for job in jobs if job.model in of[job.split]
     }
@@ -249,9 +257,27 @@ REST = (
     "deepcf-plus fm-side fm-implicit fm svdpp ease mf ials item-knn user-knn rp3beta popular bias"
 )
 PLAN |= {name: {"model": name} for name in [*REST.split(), "global-mean"]}
-PLAN["deepcf-plus"]["changes"] = {"not re-ranked": {"rerank": 0.0}}
+PLAN["deepcf-plus"]["changes"] = {"not re-ranked": {"rerank": 0.0}, "item-item": {"_ranker": None}}
+# What of the lists was chosen for each split by itself, on its validation data.
+PLAN |= {"deepcf-plus, per split": {"model": "deepcf-plus"}, "ease, per split": {"model": "ease"}}
+PER_SPLIT: dict[str, dict[str, dict[str, Any]]] = {
+    "deepcf-plus, per split": {
+        "random": {"ranking": "missing"},
+        "user-temporal": {"ranking": "next"},
+        "global-temporal": {"ranking": "next"},
+    },
+    "ease, per split": {"user-temporal": {"regularization": 300.0, "rating_weight": 1.0}},
+}
 # Not fitted on the global-temporal split: each has its like that does better.
-OUTDONE = {"deepcf, ranking output", "fm-implicit", "svdpp", "user-knn", "rp3beta", "global-mean"}
+OUTDONE = {
+    "deepcf, ranking output",
+    "ease, per split",
+    "fm-implicit",
+    "svdpp",
+    "user-knn",
+    "rp3beta",
+    "global-mean",
+}
 
 
 def _measured(job: Job) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import json
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from filelock import FileLock
@@ -31,7 +31,7 @@ from dlcf.splits import train_validation_test
 from dlcf.studies.cache import LIBRARIES, code_version, digest_of, fit_key, kept
 
 Named = str | Path  # a data set or a file
-BEST = {"rmse": "minimize", "ndcg@10": "maximize"}
+BEST: dict[str, Literal["minimize", "maximize"]] = {"rmse": "minimize", "ndcg@10": "maximize"}
 # Model -> by what it is judged -> setting -> a range, or a list of choices.
 SPACES: dict[str, dict[str, dict[str, Any]]] = {}
 for _space in tomllib.loads(Path(__file__).with_name("spaces.toml").read_text("utf-8"))["space"]:

@@ -45,7 +45,7 @@ class ExplainedDeepCF(DeepCF):
     ranking_weight: float = setting(0.0, least=0)
     faithful_weight: float = setting(0.0, least=0)
 
-    def explain(self, user_id: int, movie_id: int) -> Explanation:
+    def explain(self, user_id: int, movie_id: int, at: float | None = None) -> Explanation:
         """Strength and attention weights of one recommendation.
 
         The weights are those of :meth:`attention_weights`, labelled by what they are and how
