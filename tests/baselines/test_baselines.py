@@ -16,7 +16,7 @@ import dlcf
 from dlcf.baselines import ranking
 from dlcf.baselines.fm import FactorizationMachine, SideFactorizationMachine
 from dlcf.baselines.knn import cosine_neighbors
-from dlcf.baselines.ranking import ImplicitALS, ease_scores
+from dlcf.baselines.ranking import ImplicitALS
 from dlcf.metrics import rmse
 from dlcf.models.base import Recommender
 from dlcf.registry import load_model, make
@@ -120,17 +120,6 @@ def test_ease_is_a_ridge_regression_without_the_movie_itself(
         gram = x.T @ x + 7.0 * np.eye(n_movies - 1)
         weights[others, movie] = np.linalg.solve(gram, x.T @ values[:, movie])
     np.testing.assert_allclose(model.score_all(model.user_ids), values @ weights, atol=2e-5)
-
-
-def test_scores_in_one_call_are_those_of_the_constrained_least_squares() -> None:
-    generator = np.random.default_rng(0)
-    weights = generator.random((7, 5)) * (generator.random((7, 5)) < 0.6)
-    expected = np.zeros((7, 5))
-    for movie in range(5):
-        others = np.delete(weights, movie, axis=1)  # the diagonal of B is zero
-        gram = others.T @ others + 2.0 * np.eye(4)
-        expected[:, movie] = others @ np.linalg.solve(gram, others.T @ weights[:, movie])
-    np.testing.assert_allclose(ease_scores(weights.astype(np.float32), 2.0), expected, atol=1e-5)
 
 
 def test_ease_refuses_a_system_that_is_too_large(

@@ -61,7 +61,7 @@ class Linear(Recommender):
         rated = [sum(w[j] * (r - 3) for j, r in self.ratings.items() if w) for w in weights]
         return np.clip(3.0 + np.array(rated), *self.scale)
 
-    def score_all(self, user_ids: Any) -> np.ndarray:
+    def score_all(self, user_ids: Any, at: float | None = None) -> np.ndarray:
         return self.predict(pd.DataFrame({"movieId": self.movie_ids})).astype(np.float32)[None]
 
     def seen(self, user_ids: Any) -> tuple[np.ndarray, np.ndarray]:

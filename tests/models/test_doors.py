@@ -108,7 +108,7 @@ def test_predictions_and_scores_that_are_not_finite_are_an_error(
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_settings_that_no_score_withstands_are_an_error(toy_ratings: pd.DataFrame) -> None:
-    model = make("deepcf-plus", **TINY["deepcf-plus"], rerank=1e3).fit(toy_ratings)
+    model = make("deepcf-plus", **TINY["deepcf-plus"], rerank=1e39).fit(toy_ratings)
     with pytest.raises(ValueError, match=r"^deepcf-plus gives scores that are not finite"):
         model.recommend_all()
     with pytest.raises(ValueError, match="no rating of train reaches positive_threshold 9; lower"):

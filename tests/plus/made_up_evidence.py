@@ -102,14 +102,14 @@ def dense_evidence(
         agreement = product / (shared + 15)
         overlap = shared / np.sqrt((n + 20) * (n_users + 20))
         weight = np.maximum(agreement, 0)
-        date = time / 31_557_600 + 1970
+        date = min(time, data.timestamps.max()) / 31_557_600 + 1970
         of_movie = [
             residual[movie] @ weight / (seen[movie] @ weight + 0.3),
             residual[movie] @ agreement / (n_movies[movie] + 5) * 5,
             residual[movie] @ overlap / (seen[movie] @ overlap + 0.3),
             np.log1p(n_movies[movie]), movie_bias[movie], movie_spread[movie],
             (side.years[movie] - 1990) / 20, np.log1p(max(date - side.years[movie], 0)),
-            date - 2005,
+            date - 2005, *side.genres[movie],
         ]  # fmt: skip
         relevance = session + 3 * co_rated + 0.5 * genre**2 + 0.2 * np.maximum(agree, 0)
         key = np.rint(1e5 * relevance.astype(np.float32)).astype(int) * n - np.arange(n)
