@@ -21,9 +21,9 @@ READS = {
     "fm-side": "ids, genres, year, day",
     "deepcf-plus": "ids, genres, year, second",
     "deepcf-plus, days": "ids, genres, year, day",
-    "deepcf-plus, not re-ranked": "ids, genres, year, second",
 }
-ONLY_RANK = ("popular", "ials", "ease", "rp3beta")  # they predict ratings as `bias` does
+# They predict ratings as `bias` does.
+ONLY_RANK = ("popular", "ials", "ease", "ease, per split", "rp3beta")
 
 
 def headline_table(results: Path | None = None) -> str:
@@ -59,7 +59,7 @@ def comparison_table() -> str:
     first = next(iter(splits.values()))
     rows = []
     for model in sorted(first, key=lambda name: (name in ONLY_RANK, first[name]["rmse"][0])):
-        cells = [READS.get(re.sub(r" \(.*", "", model), "ids")]
+        cells = [READS.get(model) or READS.get(re.sub(r"( \(|,).*", "", model), "ids")]
         for how, _, names, over_users in columns:
             found = splits[how][model]
             users = found["over users"]  # times change nothing where there is no entry of them

@@ -36,7 +36,6 @@ from dlcf.studies.results import interval_frame, load_results, options, provenan
 RESULTS_NAME = "ablation.json"
 VALIDATION_SIZE = 0.2
 USUAL = ("mean", "count", "spread")
-MOVIE = ("count", "bias", "spread", "year", "age", "date")
 RATERS = ("raters who agree", "raters, signed", "raters who overlap")
 
 
@@ -79,12 +78,13 @@ STEPS: dict[str, Variant] = {
     "+ times of the ratings": Variant(),
 }
 
-# Of the ranking: nothing is trained again.
-RANKING: dict[str, dict[str, float]] = {
+# Of the ranking: nothing is trained again. Lists answer the question that the split asks.
+RANKING: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "rating weights of the item scores": {"rating_weight": 0.0},
     "re-ranking by predicted rating": {"rerank": 0.0},
+    "the ranker": {"_ranker": None},
 }
+QUESTION = {"random": "missing"}  # elsewhere what is next
 
 
 class AblatedNetwork(EvidenceNetwork):
@@ -102,7 +102,7 @@ class AblatedNetwork(EvidenceNetwork):
         parts = set(parts)
         user, movie = names
         drop_user = {"user": USUAL, "kernels": tuple(n for n in user if n not in USUAL)}
-        drop_movie = {"raters": RATERS, "movie": MOVIE}
+        drop_movie = {"raters": RATERS, "movie": tuple(n for n in movie if n not in RATERS)}
         self.silent = (
             [user.index(n) for part in parts & drop_user.keys() for n in drop_user[part]],
             [movie.index(n) for part in parts & drop_movie.keys() for n in drop_movie[part]],
@@ -138,13 +138,12 @@ class AblatedDeepCFPlus(DeepCFPlus):
 
     def _fit(self, data: Interactions, validation: Any, movies: pd.DataFrame | None) -> None:
         self.prepare(data, movies)
+        self._learn_to_rank()
         masks = list(episodes(self.data, self.folds, self.cuts, self.seed))
-        random = self.hidden_ratings(masks[: self.folds])
-        future = self.hidden_ratings(masks[self.folds :])
-        assert random is not None and future is not None, "the data are too few for episodes"
-        both = tuple(torch.cat(pair) for pair in zip(random, future, strict=True))
-        self.batches = {"all": both, "random": random, "future": future}
-        self.train_on(both)
+        random, future, new = masks[: self.folds], masks[self.folds : -1], masks[-1:]
+        kinds = {"all": masks, "random": random + new, "future": future + new}
+        self.batches = {kind: self.hidden_ratings(of) for kind, of in kinds.items()}
+        self.train_on(self.batches["all"])
 
     def variant(self, wanted: Variant) -> AblatedDeepCFPlus:
         """A model with parts switched off, or of some episodes; this one where nothing differs."""
@@ -180,7 +179,7 @@ def _measured(ratings: pd.DataFrame, movies: pd.DataFrame, how: str, seed: int) 
     errors: dict[Variant, float] = {}
     wanted = [*OFF.values(), *STEPS.values()]
     for source, (frame, of_movies) in sources.items():
-        whole = AblatedDeepCFPlus(seed=seed)
+        whole = AblatedDeepCFPlus(seed=seed, ranking=QUESTION.get(how, "next"))
         whole.fit(frame, movies=of_movies)
         for variant in dict.fromkeys(v for v in wanted if v.data == source):
             model = whole.variant(variant)
@@ -199,7 +198,6 @@ def _ranking(fitted: DeepCFPlus, train: pd.DataFrame, validation: pd.DataFrame) 
         model = copy.copy(fitted)
         for name, value in settings.items():
             setattr(model, name, value)
-        vars(model).pop("item_scores", None)  # they were computed with the old settings
         found[label] = float(per_user(model, train, validation)["ndcg"].mean())
     return found
 

@@ -40,8 +40,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "svdpp": {},
     "mf": {},
 }
-# Those that can observe.
-UPDATED: dict[str, dict[str, Any]] = {OURS: {}, "user-knn": {}, "item-knn": {}, "bias": {}}
+# Those that can observe; no lists are asked for, so that nothing has to learn to rank.
+UPDATED: dict[str, dict[str, Any]] = {
+    OURS: {"ranking": "item-item"},
+    "user-knn": {},
+    "item-knn": {},
+    "bias": {},
+}
 MODES = ("as trained", "updated")
 # By how many ratings of the user came before the rating.
 KNOWN = {"0": (0, 0), "1-5": (1, 5), "6-20": (6, 20), "21+": (21, 10**9)}

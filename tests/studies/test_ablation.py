@@ -18,7 +18,6 @@ from dlcf.runtime import paths
 from dlcf.splits import train_validation_test
 from dlcf.studies import ablation
 from dlcf.studies.ablation import (
-    MOVIE,
     OFF,
     PAPER,
     RATERS,
@@ -32,7 +31,7 @@ from dlcf.studies.ablation import (
 
 NAMES = (
     ["mean", "count", "spread", "time 15", "co-rated"],
-    [*RATERS, *MOVIE],
+    [*RATERS, "count", "bias", "spread", "year", "date", "genre 0"],
 )
 
 

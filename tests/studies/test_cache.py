@@ -172,7 +172,7 @@ def use(
         def variant(self, wanted: ablation.Variant) -> Whole:
             return self
 
-    monkeypatch.setattr(ablation, "AblatedDeepCFPlus", lambda seed: Whole())
+    monkeypatch.setattr(ablation, "AblatedDeepCFPlus", lambda **_: Whole())
     monkeypatch.setattr(ablation, "DeepCF", lambda seed, weights: Whole())
     monkeypatch.setattr(ablation, "DeepCFPlus", Whole)
     monkeypatch.setattr(ablation, "code_version", lambda *_: "code")
