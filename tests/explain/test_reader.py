@@ -342,7 +342,8 @@ class TestPage:
         user = int(model.user_ids[0])
         expected = page_of(model, user, toy_ratings, toy_movies, measured=False)
         as_text = toy_ratings.astype(str), toy_movies.assign(movieId=toy_movies["movieId"].map(str))
-        assert page_of(model, user, *as_text, measured=False) == expected
+        # As texts: from Python 3.13 on, records that hold a NaN do not equal themselves.
+        assert repr(page_of(model, user, *as_text, measured=False)) == repr(expected)
         movie = expected.explanations[0].movie_id
         with pytest.raises(ValueError, match="give lists of texts"):
             explain_for(model, user, movie, movies=toy_movies.assign(genres="Drama|War"))
@@ -426,7 +427,7 @@ class TestCell:
         ratings = linear.ratings_of(USER).assign(userId=USER)
         shown = reader(linear, ratings, MOVIES, **self.settings())
         assert isinstance(shown, Page)
-        assert shown == page_of(linear, USER, ratings, MOVIES, **self.settings())
+        assert repr(shown) == repr(page_of(linear, USER, ratings, MOVIES, **self.settings()))
 
     @pytest.mark.parametrize("why", ["not installed", "no kernel", "headless"])
     def test_it_falls_back_to_the_page(
