@@ -307,7 +307,7 @@ class Tabulated(Recommender):
     ) -> NDArray[np.float64]:
         return self.table[users, movies].astype(np.float64)
 
-    def _score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, users: NDArray[np.int64], at: float | None) -> NDArray[np.float32]:
         return self.table[users]
 
 

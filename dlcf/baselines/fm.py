@@ -133,7 +133,7 @@ class FactorizationMachine(Recommender):
             ratings[rows] += bias + product
         return ratings
 
-    def _score_at(self, users: Index, at: float | None) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         catalogue = slice(len(self.movie_ids))
         when = None if at is None else np.full(len(users), int(at))
         bias, vectors = self._user_side(users, when)

@@ -151,7 +151,7 @@ class ItemKNN(_Neighborhood, HistoryRecommender):
     of_movies: ClassVar[bool] = True
     ranking_neighbors: int = setting(30, least=1)
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         return (self._seen[users] @ self._neighbors).toarray()
 
     def history_terms(self, user: int, movies: Index) -> Floats:
@@ -214,7 +214,7 @@ class UserKNN(_Neighborhood):
         self._set_deviations(ratings - self._baseline(*self._seen.nonzero()))
         self._neighbors = cosine_neighbors(self._seen_rows, self.ranking_neighbors)
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         return (self._neighbors[users] @ self._seen).toarray()
 
 

@@ -90,7 +90,7 @@ class ImplicitALS(Recommender):
             system = of_all + (self.alpha - 1) * liked.T @ liked
             self._user_factors[user] = np.linalg.solve(system, self.alpha * liked.sum(axis=0))
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         return self._user_factors[users] @ self._movie_factors.T
 
     def _state(self) -> Arrays:
@@ -208,7 +208,7 @@ class EASE(HistoryRecommender):
             self._inverse[np.ix_(growth.movies, growth.movies)] = before._inverse
         self.is_revised = True
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         matrix = self._matrix()
         if self.is_revised:
             rated = np.unique(matrix[users].indices).astype(np.int64)
@@ -267,7 +267,7 @@ class RP3Beta(Recommender):
         shape, movies = (len(self.movie_ids),) * 2, growth.movies
         self._transition = placed(growth.before._transition, movies, movies, shape)
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         return (self._seen[users] @ self._transition).toarray()
 
     def _state(self) -> Arrays:

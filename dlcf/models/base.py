@@ -205,7 +205,7 @@ class Recommender(ABC):
         scores = np.empty((len(users), len(self.movie_ids)), dtype=np.float32)
         scores[~known] = self.movie_counts
         if known.any():
-            scores[known] = self._score_at(users[known], at)
+            scores[known] = self._score(users[known], at)
         if not np.isfinite(scores).all():
             raise ValueError(f"{self.name} gives scores that are not finite; change its settings")
         return scores
@@ -383,16 +383,16 @@ class Recommender(ABC):
         """Ratings of known pairs, clipped to the scale afterwards; by default the biases'."""
         return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
-        """Ranking scores of known users over the catalogue; predicted ratings by default."""
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
+        """Ranking scores of known users over the catalogue; predicted ratings by default.
+
+        `at` is as in :meth:`score_all`; a model that does not use time leaves it aside.
+        """
         n_movies = len(self.movie_ids)
         pairs_of_user = np.repeat(users, n_movies), np.tile(np.arange(n_movies), len(users))
-        ratings = self._predict(*pairs_of_user, None)
+        when = None if at is None else np.full(n_movies * len(users), int(at))
+        ratings = self._predict(*pairs_of_user, when)
         return ratings.reshape(len(users), n_movies).astype(np.float32)
-
-    def _score_at(self, users: Index, at: float | None) -> NDArray[np.float32]:
-        """:meth:`_score` at a moment; a model that does not use time has the same at all."""
-        return self._score(users)
 
     def _observe(self, growth: Growth) -> None:
         """Take in the new ratings; vocabularies, `_seen`, counts and biases have them already."""

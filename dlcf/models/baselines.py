@@ -63,5 +63,5 @@ class Popular(Bias):
 
     name: ClassVar[str] = "popular"
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         return np.tile(self.movie_counts.astype(np.float32), (len(users), 1))

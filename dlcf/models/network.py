@@ -106,11 +106,11 @@ class NetworkRecommender(Recommender):
         index = torch.as_tensor(users, device=device), torch.as_tensor(movies, device=device)
         return predict_in_batches(self.network, *index).cpu().double().numpy()
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         kind = type(self.network)
         score_all = FASTER_SCORES.get(kind, getattr(kind, "score_all", None))
         if score_all is None:
-            return super()._score(users)
+            return super()._score(users, at)
         index = torch.as_tensor(users, device=self.torch_device())
         return score_all(self.network, index).cpu().numpy()
 
