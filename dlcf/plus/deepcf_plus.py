@@ -44,6 +44,7 @@ from dlcf.plus.ranker import (
     Candidates,
     ListEvidence,
     Ranker,
+    joined,
     lists_of,
     questions,
     train_ranker,
@@ -182,17 +183,6 @@ def _linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     nn.init.normal_(layer.weight, std=gain * inputs**-0.5)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _joined(parts: list[list[Tensor]], column: int, device: torch.device) -> Tensor:
-    """One column of all parts, which let go of it one by one: they are most of the memory."""
-    sizes = [len(part[column]) for part in parts]
-    first = parts[0][column]
-    whole = torch.empty(sum(sizes), *first.shape[1:], dtype=first.dtype, device=device)
-    for place, part in zip(whole.split(sizes), parts, strict=True):
-        place.copy_(part[column])
-        part[column] = first[:0]
-    return whole
 
 
 @dataclass(kw_only=True, eq=False)
@@ -561,17 +551,19 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
 
     def _batch(self, views: Iterable[tuple[Context, Interactions]]) -> Batch | None:
         """Inputs and ratings of what each context hides; None where there is none."""
-        parts: list[list[Tensor]] = []
+        columns: list[list[Tensor]] = [[] for _ in range(3 + len(NETWORK_FIELDS))]
         for context, hidden in views:
             if len(hidden):
                 given = hidden.timestamps if hidden.timestamps.any() else None
                 times = self._times(hidden.users, given)
                 _, inputs = self._inputs(context, hidden.users, hidden.movies, times)
-                parts.append([*inputs, torch.from_numpy(hidden.ratings)])
-        if not parts:
+                stars = torch.from_numpy(hidden.ratings)
+                for column, values in zip(columns, (*inputs, stars), strict=True):
+                    column.append(values)
+        if not columns[0]:
             return None
         device = pick_device(self.device)
-        return tuple(_joined(parts, column, device) for column in range(len(parts[0])))
+        return tuple(joined(column, device) for column in columns)
 
     def _inputs(
         self, context: Context, users: Index, movies: Index, times: NDArray[Any]
@@ -594,10 +586,7 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
                 ratings[some] = predicted.cpu().numpy()
         return ratings
 
-    def _score(self, users: Index) -> NDArray[np.float32]:
-        return self._score_at(users, None)
-
-    def _score_at(self, users: Index, at: float | None) -> NDArray[np.float32]:
+    def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
         """The ranker's logits of candidates; below them, all others by their item-item scores."""
         n_movies, evidence = len(self.movie_ids), self.list_evidence
         scores = np.tile(self.movie_counts.astype(np.float32), (len(users), 1))
@@ -606,10 +595,9 @@ class DeepCFPlus(EvidenceRecommender, NetworkRecommender):
             return scores
         some = users[active]
         scores[active] = evidence.item_scores(some, n_movies)
-        if self._ranker is None:
+        if self._ranker is None or self.ranking == "item-item":
             return scores
-        moment = np.nan if at is None else at
-        times = self._times(some, np.full(len(some), moment))
+        times = self._times(some, None if at is None else np.full(len(some), at))
         for found in evidence.collect(some, times):
             logits = self._ranker.logits(found.features)
             logits += self._raised(some[found.row], found, logits, times[found.row])

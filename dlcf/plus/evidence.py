@@ -377,6 +377,15 @@ def folds_of(n: int, folds: int, seed: int) -> Index:
     return np.random.default_rng(seed).permutation(n) % folds
 
 
+def elapsed_of(data: Interactions, generator: np.random.Generator) -> Values:
+    """Share of a user's ratings that came before each, ``(len(data),)``; ties are drawn."""
+    order = np.lexsort((generator.random(len(data)), data.timestamps, data.users))
+    count = np.bincount(data.users, minlength=data.n_users)
+    rank = np.empty(len(data))
+    rank[order] = np.arange(len(data)) - (np.cumsum(count) - count)[data.users[order]]
+    return rank / count[data.users]
+
+
 def episodes(
     data: Interactions, folds: int, cuts: Sequence[float], seed: int
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
@@ -390,11 +399,7 @@ def episodes(
     """
     generator = np.random.default_rng([seed, 1])
     fold = folds_of(len(data), folds, seed)
-    order = np.lexsort((generator.random(len(data)), data.timestamps, data.users))
-    count = np.bincount(data.users, minlength=data.n_users)
-    rank = np.empty(len(data))
-    rank[order] = np.arange(len(data)) - (np.cumsum(count) - count)[data.users[order]]
-    elapsed = rank / count[data.users]
+    elapsed = elapsed_of(data, generator)
     *groups, new = (generator.permutation(data.n_users) % folds for _ in range(len(cuts) + 1))
 
     def masks() -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:

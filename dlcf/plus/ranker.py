@@ -27,7 +27,7 @@ from scipy import linalg, sparse
 from torch import nn
 
 from dlcf.models.base import MOVIE_DAMPING, USER_DAMPING, Index, Interactions, Known, top_k
-from dlcf.plus.evidence import YEAR, SideInformation, folds_of
+from dlcf.plus.evidence import YEAR, SideInformation, elapsed_of, folds_of, in_time
 from dlcf.training import seeded
 
 Values = NDArray[Any]
@@ -41,7 +41,9 @@ POPULARITY = (0.1, 1.0, 4.0)  # years
 HIDDEN = (64, 32)
 LISTS_AT_ONCE = 32
 EPOCHS, RATE, DECAY = 8, 0.003, 0.01
-QUESTIONS = {"next": (0.45, 0.6, 0.8), "missing": (0.0, 0.0, 0.0)}  # fractions of a history; folds
+QUESTIONS = ("next", "missing")
+CUTS = (0.45, 0.6, 0.8)  # of histories: what follows is next
+FOLDS, EPISODES = 5, 3  # of all ratings; so many of the folds are missing, one at a time
 # How many candidates each score gives.
 COLLECTED = {"all": 150, "last 10": 100, "follows, last 10": 100, "beside, last 30": 50,
              "popular, 1 years": 50, "popular": 30, "similar users": 50}  # fmt: skip
@@ -70,9 +72,7 @@ class ListEvidence:
         self.items = np.sort(most[count[most] > 0])
         place = np.full(data.n_movies, -1)
         place[self.items] = np.arange(len(self.items))
-        data = data.take(place[data.movies] >= 0)
-        order = np.lexsort((data.movies, data.timestamps, data.users))
-        data = data.take(order)
+        data = in_time(data.take(place[data.movies] >= 0))
         users, items, times = data.users, place[data.movies], data.timestamps.astype(float)
         self.shape = data.n_users, len(self.items)
         self.user_count = np.bincount(users, minlength=data.n_users)
@@ -94,7 +94,11 @@ class ListEvidence:
             return sparse.csr_matrix((values.astype(np.float32), (users, items)), self.shape)
 
         value = np.maximum(1 + weight * deviation, 0)
-        self.rated, self.value, self.residual = rated(back * 0 + 1), rated(value), rated(residual)
+        self.rated, self.value, self.residual = (
+            rated(np.ones(len(data))),
+            rated(value),
+            rated(residual),
+        )
         self.recent = {k: rated(value * np.exp(-back / k)) for k in RECENT}
         self.decayed = {k: rated((0.2 + value) * np.exp(-back / k)) for k in RECENT}
         self.profile = {k: rated(np.exp(-back / k)) for k in (10, 100)}
@@ -105,10 +109,9 @@ class ListEvidence:
         self.beside = (self.follows + self.follows.T).tocsr()
         self._popularity(items, times)
         self.genres, self.years = side.genres[self.items], side.years[self.items]
-        decade = np.clip((self.years - self.years.min(initial=np.inf)) // 2, 0, 60).astype(int)
-        self.year_of = sparse.csr_matrix(
-            (np.ones(len(decade), np.float32), (np.arange(len(decade)), decade)), (len(decade), 61)
-        )
+        # Years in pairs, from that of the oldest movie.
+        pair = np.clip((self.years - self.years.min(initial=np.inf)) // 2, 0, 60).astype(int)
+        self.year_of = sparse.csr_matrix(np.eye(61, dtype=np.float32)[pair])
         self.near_year = np.exp(-np.abs(np.subtract.outer(np.arange(61), np.arange(61))) / 1.5)
         self.since = np.full(len(self.items), np.inf)
         np.minimum.at(self.since, items, times)
@@ -236,9 +239,8 @@ class ItemWeights:
         """``x B`` of each row, ``(rows, n_movies)``."""
         dense = history.toarray()
         if self.by_user:
-            product = (
-                dense - (history @ self.matrix.T).toarray() @ self.solved
-            ) / self.regularization
+            explained = (history @ self.matrix.T).toarray() @ self.solved
+            product = (dense - explained) / self.regularization
         else:
             product = history @ self.solved
         return dense - product / self.diagonal
@@ -286,20 +288,14 @@ class Ranker(nn.Module):
 
 def questions(data: Interactions, which: str, seed: int) -> Iterator[tuple[Known, Known]]:
     """What is visible and what is hidden, ``(len(data),)`` each, of each episode of a question."""
-    names = list(QUESTIONS) if which == "both" else [which]
-    generator = np.random.default_rng([seed, 4])
-    order = np.lexsort((generator.random(len(data)), data.timestamps, data.users))
-    count = np.bincount(data.users, minlength=data.n_users)
-    rank = np.empty(len(data))
-    rank[order] = np.arange(len(data)) - (np.cumsum(count) - count)[data.users[order]]
-    elapsed = rank / count[data.users]
-    fold = folds_of(len(data), 5, seed)
-    for name in names:
-        for k, cut in enumerate(QUESTIONS[name]):
-            if name == "missing":
-                yield fold != k, fold == k
-            else:
-                yield elapsed < cut, (elapsed >= cut) & (elapsed < 1.25 * cut)
+    if which in ("next", "both"):
+        elapsed = elapsed_of(data, np.random.default_rng([seed, 4]))
+        for cut in CUTS:
+            yield elapsed < cut, (elapsed >= cut) & (elapsed < 1.25 * cut)
+    if which in ("missing", "both"):
+        fold = folds_of(len(data), FOLDS, seed)
+        for k in range(EPISODES):
+            yield fold != k, fold == k
 
 
 def gains_of(found: Candidates, users: Index, hidden: Interactions, liked: float) -> Values:
@@ -332,7 +328,8 @@ def lists_of(
 ) -> Lists | None:
     """What the episodes teach: the lists in which something hidden is a candidate."""
     generator = np.random.default_rng([seed, 2])
-    features, gains, lengths = [], [], []
+    features: list[torch.Tensor] = []
+    gains, lengths = [], []
     for visible, hidden in episodes:
         evidence = ListEvidence(visible, side, regularization, weight)
         users = np.unique(hidden.users)
@@ -343,14 +340,24 @@ def lists_of(
             gain = gains_of(found, users, hidden, liked)
             taken = np.bincount(found.row, gain, len(users)) > 0
             kept = taken[found.row]
-            features.append(found.features[kept])
+            features.append(torch.from_numpy(found.features[kept]))
             gains.append(gain[kept])
             lengths.append(np.bincount(found.row[kept], minlength=len(users))[taken])
     if not sum(map(len, gains)):
         return None
     start = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    read, taken_up = (torch.from_numpy(np.concatenate(parts)) for parts in (features, gains))
-    return Lists(read, taken_up, start)
+    taken_up = torch.from_numpy(np.concatenate(gains))
+    return Lists(joined(features, torch.device("cpu")), taken_up, start)
+
+
+def joined(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """All parts one after another; they are let go of one by one, being most of the memory."""
+    sizes, first = [len(part) for part in parts], parts[0]
+    whole = torch.empty(sum(sizes), *first.shape[1:], dtype=first.dtype, device=device)
+    for place, values in enumerate(whole.split(sizes)):
+        values.copy_(parts[place])
+        parts[place] = first[:0]
+    return whole
 
 
 def train_ranker(lists: Lists, seed: int) -> Ranker:

@@ -82,7 +82,7 @@ STEPS: dict[str, Variant] = {
 RANKING: dict[str, dict[str, Any]] = {
     "nothing": {},
     "re-ranking by predicted rating": {"rerank": 0.0},
-    "the ranker": {"_ranker": None},
+    "the ranker": {"ranking": "item-item"},
 }
 QUESTION = {"random": "missing"}  # elsewhere what is next
 

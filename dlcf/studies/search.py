@@ -134,6 +134,13 @@ def search(model: str, dataset: str, split: str, trials: int, seed: int = 0) -> 
     return {"settings": found, "seed": seed, "searches": searches}
 
 
+def judged(by: str, model: Recommender, train: pd.DataFrame, validation: pd.DataFrame) -> float:
+    """``rmse``, or ``ndcg@10`` (full protocol, threshold 4.0), of a fitted model, rounded."""
+    if by == "rmse":
+        return round(rmse(validation["rating"], model.predict(validation)), 5)
+    return round(float(per_user(model, train, validation)["ndcg"].mean()), 5)
+
+
 def _distribution(of: Any, given: Any) -> Any:
     """Optuna's of a list of choices, or of a range."""
     if isinstance(given, list):
@@ -152,11 +159,7 @@ def _measure(
         began = time.perf_counter()
         try:
             model.fit(train, movies=movies)
-            if by == "rmse":
-                value = rmse(validation["rating"], model.predict(validation))
-            else:
-                value = float(per_user(model, train, validation)["ndcg"].mean())
-            found: dict[str, Any] = {by: round(value, 5)}
+            found: dict[str, Any] = {by: judged(by, model, train, validation)}
         except ValueError as error:
             found = {"failed": str(error)}
         return {}, {**found, "seconds": round(time.perf_counter() - began, 2)}

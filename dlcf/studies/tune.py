@@ -19,9 +19,7 @@ import torch
 from filelock import FileLock
 
 from dlcf.data import load_movies, load_ratings
-from dlcf.evaluation import per_user
 from dlcf.explain.faithfulness import measure_faithfulness
-from dlcf.metrics import rmse
 from dlcf.models.deepcf import DeepCF
 from dlcf.registry import available, make
 from dlcf.runtime import paths
@@ -31,7 +29,15 @@ from dlcf.splits import SPLITS as WAYS
 from dlcf.splits import train_validation_test
 from dlcf.studies.cache import fit_cached
 from dlcf.studies.results import DATASET, SPLITS
-from dlcf.studies.search import SPACES, put_on_record, read_record, record_of, search
+from dlcf.studies.search import (
+    BEST,
+    SPACES,
+    judged,
+    put_on_record,
+    read_record,
+    record_of,
+    search,
+)
 
 RECORD = paths.RESULTS / "tuning.json"
 SEED = 1000  # of the split; the seeds that results are reported for are others
@@ -50,10 +56,7 @@ def run_trial(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, floa
     for how in SPLITS:
         train, validation, _ = train_validation_test(ratings, how, seed=SEED)
         fitted = fit_cached(model, train, movies=movies, **{"seed": 0, **config})
-        found[how] = {
-            "rmse": round(rmse(validation["rating"], fitted.predict(validation)), 5),
-            "ndcg@10": round(float(per_user(fitted, train, validation)["ndcg"].mean()), 5),
-        }
+        found[how] = {by: judged(by, fitted, train, validation) for by in BEST}
         if isinstance(fitted, DeepCF):
             found[how]["faithfulness"] = round(measure_faithfulness(fitted, validation).mean, 5)
     return found
