@@ -15,7 +15,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 from dlcf import metrics
-from dlcf.models.base import Index, Recommender, top_k
+from dlcf.models.base import Floats, Index, Recommender, top_k
 from dlcf.ratings import check_ratings
 from dlcf.runtime.settings import whole
 
@@ -107,6 +107,7 @@ def prequential(
     every: str | None = "30D",
     step: str = "1s",
     movies: pd.DataFrame | None = None,
+    lists: bool = False,
 ) -> pd.DataFrame:
     """Predict each rating of the future from what came before it.
 
@@ -126,12 +127,14 @@ def prequential(
         Ratings within one such span are predicted together, from what came before all of them.
     movies
         As for :meth:`Recommender.fit`.
+    lists
+        Whether to rank, too, what each user has not rated, at the first moment of each step.
 
     Returns
     -------
     DataFrame
         `future` in the order of time, with ``predicted`` and ``known``: how many ratings the user
-        had given before.
+        had given before; and of `lists` the ``place`` of the movie, inf where the model lacks it.
     """
     past, future = check_ratings(past, source="past"), check_ratings(future, source="future")
     for name, frame in (("past", past), ("future", future)):
@@ -145,7 +148,7 @@ def prequential(
     span = np.inf if every is None else _duration("every", every)
     period = (time - since) // span
     group = (time - since) // _duration("step", step)
-    predicted = []
+    predicted, places = [], []
     periods = tqdm(list(future.groupby(period)), desc="periods", disable=None, leave=False)
     for _, of_period in periods:
         earlier = future[time < of_period["timestamp"].iloc[0]]
@@ -153,12 +156,25 @@ def prequential(
         fitted = copy.copy(model).fit(known, movies=movies)
         for _, together in of_period.groupby(group):
             predicted.append(fitted.predict(together.drop(columns="rating")))
+            places += [_places(fitted, together)] if lists else []
             with suppress(NotImplementedError):
                 fitted = fitted.observe(together)
     before = future.groupby("userId").cumcount()
     before = before.groupby([future["userId"], period, group]).transform("min")
     before += future["userId"].map(past["userId"].value_counts()).fillna(0).astype(np.int64)
-    return future.assign(predicted=np.concatenate(predicted), known=before).set_axis(index)
+    future = future.assign(predicted=np.concatenate(predicted), known=before)
+    return (future.assign(place=np.concatenate(places)) if lists else future).set_axis(index)
+
+
+def _places(model: Recommender, pairs: pd.DataFrame) -> Floats:
+    """From 1, of each movie among those that its user has not rated; ties as in a list."""
+    users, row = np.unique(pairs["userId"], return_inverse=True)
+    scores = model.score_all(users, pairs["timestamp"].min())
+    scores[model.seen(users)] = -np.inf
+    *_, movies, known = model.positions(pairs)
+    own, column = scores[row, movies, None], np.arange(scores.shape[1])
+    before = (scores[row] > own) | ((scores[row] == own) & (column < movies[:, None]))
+    return np.where(known, 1 + before.sum(axis=1), np.inf)
 
 
 def _duration(name: str, given: str) -> float:
@@ -339,5 +355,4 @@ def _known_cells(ratings: pd.DataFrame, users: Index, movie_ids: Index) -> spars
     column = pd.Index(movie_ids).get_indexer(pd.Index(ratings["movieId"]))
     inside = (row >= 0) & (column >= 0)
     cells = np.ones(int(inside.sum()), dtype=bool)
-    shape = (len(users), len(movie_ids))
-    return sparse.csr_matrix((cells, (row[inside], column[inside])), shape=shape)
+    return sparse.csr_matrix((cells, (row[inside], column[inside])), (len(users), len(movie_ids)))

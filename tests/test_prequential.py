@@ -97,6 +97,23 @@ def test_steps_are_counted_from_the_first_rating(
     assert found["known"].tolist() == [0, 0, 2]
 
 
+def test_places_are_those_of_the_list_at_that_moment(
+    world: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    past, future = world
+    unknown = future.iloc[[0]].assign(movieId=999, timestamp=future["timestamp"].max() + 1)
+    future = pd.concat([future, unknown])
+    found = prequential(make("popular"), past, future, None, "1s", lists=True)
+    known = past
+    for i, row in found.iterrows():
+        list_ = make("popular").fit(known).recommend(row["userId"], k=1000)["movieId"].tolist()
+        there = row["movieId"] in list_
+        assert row["place"] == (1 + list_.index(row["movieId"]) if there else np.inf), i
+        known = pd.concat([known, future.loc[[i]]])
+    assert (found["place"] == np.inf).sum() == 1
+    assert "place" not in prequential(make("popular"), past, future)
+
+
 def test_new_users_count_from_zero(world: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     past, future = world
     future = future.assign(userId=[2, 4] * 20)  # users that the past does not hold

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,18 @@ TINY: dict[str, dict[str, Any]] = {
 }
 # The library that a model is fitted with, where it is an optional one.
 OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}
+
+
+@cache
+def can_be_fitted(name: str) -> bool:
+    """Whether a model's library can be imported: it may lack, or be built for another Python."""
+    try:
+        import_module(OPTIONAL.get(name, "dlcf"))
+    except ImportError:
+        return False
+    return True
+
+
 HISTORY_MODELS: dict[str, dict[str, Any]] = {
     "item-knn": {"neighbors": 5, "shrinkage": 10.0},
     "ease": {"regularization": 20.0},

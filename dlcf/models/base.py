@@ -384,10 +384,7 @@ class Recommender(ABC):
         return self._mean + self._user_bias[users] + self._movie_bias[movies]
 
     def _score(self, users: Index, at: float | None) -> NDArray[np.float32]:
-        """Ranking scores of known users over the catalogue; predicted ratings by default.
-
-        `at` is as in :meth:`score_all`; a model that does not use time leaves it aside.
-        """
+        """Of known users, `at` as in :meth:`score_all`; by default the predicted ratings."""
         n_movies = len(self.movie_ids)
         pairs_of_user = np.repeat(users, n_movies), np.tile(np.arange(n_movies), len(users))
         when = None if at is None else np.full(n_movies * len(users), int(at))
@@ -485,8 +482,7 @@ def top_k(scores: NDArray[Any], k: int) -> Index:
     kth_best = np.partition(scores, -k, axis=1)[:, -k, None]
     chosen = scores >= kth_best
     if np.count_nonzero(chosen) > k * len(scores):
-        # A partition breaks ties arbitrarily: of the columns that tie with the k-th, keep the
-        # lowest.
+        # A partition breaks ties arbitrarily: keep the lowest columns of those that tie.
         above, tied = scores > kth_best, scores == kth_best
         room = k - above.sum(axis=1, keepdims=True)
         chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))

@@ -32,15 +32,16 @@ from dlcf.training import seeded
 
 Values = NDArray[Any]
 MOST_MOVIES = 10_000  # the most rated ones are candidates: item-item weights are dense
-MOST_LISTS = 2000  # of an episode, to train on
+MOST_LISTS = 1000  # of an episode, to train on
 USERS_AT_ONCE = 128
 MOMENTS = 128  # at which popularity is counted
 RECENT = (3, 10, 30)  # ratings
 FOLLOWING = 30  # places between two ratings that still follow each other
+CROWDED = 0.25  # share of the pairs of movies that do, from which a dense matrix is faster
 POPULARITY = (0.1, 1.0, 4.0)  # years
 HIDDEN = (64, 32)
 LISTS_AT_ONCE = 32
-EPOCHS, RATE, DECAY = 8, 0.003, 0.01
+EPOCHS, MOST_STEPS, RATE, DECAY = 8, 1000, 0.003, 0.01
 QUESTIONS = ("next", "missing")
 CUTS = (0.45, 0.6, 0.8)  # of histories: what follows is next
 FOLDS, EPISODES = 5, 3  # of all ratings; so many of the folds are missing, one at a time
@@ -94,19 +95,22 @@ class ListEvidence:
             return sparse.csr_matrix((values.astype(np.float32), (users, items)), self.shape)
 
         value = np.maximum(1 + weight * deviation, 0)
-        self.rated, self.value, self.residual = (
-            rated(np.ones(len(data))),
-            rated(value),
-            rated(residual),
-        )
+        self.rated, self.value = rated(np.ones(len(data))), rated(value)
+        self.residual = rated(residual)
         self.recent = {k: rated(value * np.exp(-back / k)) for k in RECENT}
-        self.decayed = {k: rated((0.2 + value) * np.exp(-back / k)) for k in RECENT}
+        # What is further back than 8 k counts less than a thousandth of the latest.
+        late = {k: np.exp(-back / k) * (back <= 8 * k) for k in RECENT}
+        self.decayed = {k: rated((0.2 + value) * late[k]) for k in RECENT}
+        for history in self.decayed.values():
+            history.eliminate_zeros()
         self.profile = {k: rated(np.exp(-back / k)) for k in (10, 100)}
         length = np.sqrt(np.maximum(self.user_count, 1))
         self.unit = (sparse.diags(1 / length) @ self.rated).tocsr().astype(np.float32)
         self.weights = ItemWeights(self.value, regularization)
-        self.follows = self._transitions(users, items)
-        self.beside = (self.follows + self.follows.T).tocsr()
+        follows = self._transitions(users, items)
+        beside = (follows + follows.T).tocsr()
+        full = beside.nnz > CROWDED * len(self.items) ** 2
+        self.follows, self.beside = (m.toarray() if full else m for m in (follows, beside))
         self._popularity(items, times)
         self.genres, self.years = side.genres[self.items], side.years[self.items]
         # Years in pairs, from that of the oldest movie.
@@ -145,9 +149,8 @@ class ListEvidence:
         )
         self.popular = {}
         for scale in POPULARITY:
-            near = (np.exp(-np.abs(times - at) / (scale * YEAR)) for at in self.moments)
-            counts = [np.bincount(items, weight, self.shape[1]) for weight in near]
-            self.popular[scale] = np.log1p(np.array(counts)).astype(np.float32)
+            near = counts_near(self.moments, items, times, scale * YEAR, self.shape[1])
+            self.popular[scale] = np.log1p(near).astype(np.float32)
 
     def collect(self, users: Index, at: Values) -> Iterator[Candidates]:
         """Candidates of users who have visible ratings, by blocks of users.
@@ -169,8 +172,8 @@ class ListEvidence:
         for k in RECENT:
             scores[f"last {k}"] = self.weights.scores(self.recent[k][users])
             history = self.decayed[k][users]
-            scores[f"follows, last {k}"] = (history @ self.follows).toarray()
-            scores[f"beside, last {k}"] = (history @ self.beside).toarray()
+            scores[f"follows, last {k}"] = _dense(history @ self.follows)
+            scores[f"beside, last {k}"] = _dense(history @ self.beside)
         scores["similar users"] = similar @ self.value
         scores["popular"] = np.broadcast_to(np.log1p(self.count), seen.shape)
         for scale, popular in self.popular.items():
@@ -214,6 +217,27 @@ class ListEvidence:
         return Candidates(row, self.items[item], features)
 
 
+def counts_near(moments: Values, items: Index, times: Values, scale: float, n: int) -> Values:
+    """Of each moment, ascending, and item, ``sum exp(-|t - moment| / scale)`` over its times t.
+
+    ``(len(moments), n)``; one pass over the times before, and one over those after: from a moment
+    to the next, all that was summed decays alike.
+    """
+    near = np.zeros((len(moments), n))
+    for sign in (1, -1):
+        clock = sign * times
+        order = np.argsort(clock, kind="stable")
+        ends = np.searchsorted(clock[order], sign * moments, "right" if sign == 1 else "left")
+        total, begin, last = np.zeros(n), 0, -np.inf
+        for j in np.arange(len(moments))[::sign]:
+            at, rows = sign * moments[j], order[begin : ends[j]]
+            passed = np.bincount(items[rows], np.exp((clock[rows] - at) / scale), n)
+            total = total * np.exp((last - at) / scale) + passed
+            near[j] += total
+            begin, last = ends[j], at
+    return near
+
+
 class ItemWeights:
     """The closed-form item-item weights B of EASE, for histories that it was not fitted on.
 
@@ -246,6 +270,10 @@ class ItemWeights:
         return dense - product / self.diagonal
 
 
+def _dense(product: Any) -> Values:
+    return product.toarray() if sparse.issparse(product) else product
+
+
 def _signed_log(values: Values) -> Values:
     return np.sign(values) * np.log1p(np.abs(values))
 
@@ -267,8 +295,11 @@ class Ranker(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits ``(...)`` of features ``(..., n_features)``."""
-        standard = ((features - self.centre) / self.scale).clamp(-5, 5)
-        return self.layers(standard).squeeze(-1)
+        return self.layers(self.standard(features)).squeeze(-1)
+
+    def standard(self, features: torch.Tensor) -> torch.Tensor:
+        """Features in deviations from their centre, at most five."""
+        return ((features - self.centre) / self.scale).clamp_(-5, 5)
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """As :meth:`forward`, of arrays."""
@@ -368,20 +399,21 @@ def train_ranker(lists: Lists, seed: int) -> Ranker:
         network.centre.copy_(lists.features.mean(dim=0))
         deviation = lists.features.std(dim=0, correction=0)
         network.scale.copy_(torch.where(deviation < 1e-6, 1.0, deviation))
+        standard = network.standard(lists.features)
         total = np.add.reduceat(lists.gains.numpy(), lists.start[:-1])
         importance = torch.from_numpy(np.log2(1 + total) / np.log2(1 + total).mean())
         batches = -(-len(total) // LISTS_AT_ONCE)
+        epochs = max(2, min(EPOCHS, MOST_STEPS // batches))
         optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-        steps = max(2, EPOCHS * batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, epochs * batches)
         length = np.diff(lists.start)
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             order = generator.permutation(len(total))
             for some in np.array_split(order, batches):
                 place = np.arange(length[some].max())
                 inside = torch.from_numpy(place < length[some][:, None])
                 rows = np.minimum(lists.start[some][:, None] + place, len(lists.gains) - 1)
-                logits = network(lists.features[rows]).masked_fill(~inside, -30.0)
+                logits = network.layers(standard[rows]).squeeze(-1).masked_fill(~inside, -30.0)
                 gains = lists.gains[rows] * inside
                 share = gains / gains.sum(dim=1, keepdim=True)
                 entropy = -(share * torch.log_softmax(logits, dim=1)).sum(dim=1)

@@ -29,10 +29,19 @@ from dlcf.ratings import fingerprint
 from dlcf.registry import make
 from dlcf.runtime import paths
 from dlcf.runtime.parallel import map_in_processes
-from dlcf.splits import split
+from dlcf.splits import split, train_validation_test
 from dlcf.studies.cache import code_version, digest_of, fit_cached, kept
-from dlcf.studies.results import INTERVAL, SPLITS, interval_frame, load_results, options, provenance
+from dlcf.studies.results import (
+    DATASET,
+    INTERVAL,
+    SPLITS,
+    interval_frame,
+    load_results,
+    options,
+    provenance,
+)
 from dlcf.studies.search import tuned_settings
+from dlcf.studies.tune import SEED as TUNING_SEED
 
 RESULTS_NAME = "comparison.json"
 TABLES = ("errors", "lists")  # of each study, by user, for paired tests
@@ -283,9 +292,30 @@ def _measured(job: Job) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for label, variant in job.variants(model):
         numbers, *tables = measure(variant, train, test, movies, job.k, job.threshold)
+        if job.dataset == DATASET:  # on which defaults were chosen
+            numbers["apart from tuning"] = _apart_from_tuning(job, variant, train, test)
         columns = [table.reset_index().to_dict("list") for table in tables]
         found[label] = {"numbers": numbers, **dict(zip(TABLES, columns, strict=True))}
     return found
+
+
+def _apart_from_tuning(
+    job: Job, model: Recommender, train: pd.DataFrame, test: pd.DataFrame
+) -> dict[str, float]:
+    """Measured on the test ratings on which no trial of the tuning was judged, and their share.
+
+    Test sets of other seeds, and of other ways to split, hold some on which trials were.
+    """
+    ratings = load_ratings(job.dataset)
+    parts = [train_validation_test(ratings, how, seed=TUNING_SEED)[1] for how in SPLITS]
+    judged = pd.MultiIndex.from_frame(pd.concat(parts)[["userId", "movieId"]])
+    apart = ~pd.MultiIndex.from_frame(test[["userId", "movieId"]]).isin(judged)
+    # The others are no candidates: they are neither relevant here nor irrelevant.
+    found = evaluate(
+        model, pd.concat([train, test[~apart]]), test[apart], "full", job.k, job.threshold
+    )
+    names = {"rmse": "rmse", "ndcg": f"ndcg@{job.k}"}
+    return {"share": float(apart.mean())} | {name: found[of] for name, of in names.items()}
 
 
 def _over_seeds(values: Sequence[Any]) -> Any:

@@ -90,7 +90,7 @@ def test_neighbourhood_rankings_are_sums_of_cosines(name: str, toy_ratings: pd.D
 
 @pytest.mark.filterwarnings("ignore:Method expects CSR")
 def test_cosine_neighbours_are_as_near_as_those_of_implicit(toy_ratings: pd.DataFrame) -> None:
-    nearest = pytest.importorskip("implicit.nearest_neighbours", reason=EXTRA)
+    nearest = pytest.importorskip("implicit.nearest_neighbours", reason=EXTRA, exc_type=ImportError)
     model = make("item-knn", ranking_neighbors=12).fit(toy_ratings)
     other = nearest.CosineRecommender(K=13, num_threads=1)  # a movie is its own first neighbour
     other.fit(model._seen.astype(np.float64), show_progress=False)
@@ -155,7 +155,7 @@ def ials_loss(model: ImplicitALS, positive: NDArray[np.bool_]) -> float:
 
 
 def test_ials_lowers_its_loss_and_ranks_as_implicit_does(toy_ratings: pd.DataFrame) -> None:
-    als = pytest.importorskip("implicit.cpu.als", reason=EXTRA)
+    als = pytest.importorskip("implicit.cpu.als", reason=EXTRA, exc_type=ImportError)
     positive = dense(toy_ratings) >= 3.5
     settings = {"factors": 5, "regularization": 0.5, "alpha": 3.0}
     losses = []
@@ -183,7 +183,7 @@ def test_a_factorisation_machine_predicts_what_myfm_does(
     grouped: bool, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
     """All features by hand in one table; the same seed draws the same samples."""
-    myfm = pytest.importorskip("myfm", reason=EXTRA)
+    myfm = pytest.importorskip("myfm", reason=EXTRA, exc_type=ImportError)
     model = make("fm-side", rank=3, sweeps=14, burn_in=4, samples=10, grouped=grouped, seed=5)
     model.fit(toy_ratings, movies=toy_movies)
     rated = ~np.isnan(dense(toy_ratings))
@@ -223,7 +223,7 @@ SHORT_RUN = {"rank": 3, "sweeps": 14, "burn_in": 4, "samples": 4}
 @pytest.fixture
 def with_side(toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame) -> SideFactorizationMachine:
     """Fitted without the ratings of three movies of the frame, and of one user."""
-    pytest.importorskip("myfm", reason=EXTRA)
+    pytest.importorskip("myfm", reason=EXTRA, exc_type=ImportError)
     held_out = toy_ratings["movieId"].isin(toy_movies["movieId"][:3]) | (toy_ratings["userId"] == 3)
     model = make("fm-side", **SHORT_RUN).fit(toy_ratings[~held_out], movies=toy_movies)
     assert isinstance(model, SideFactorizationMachine)
@@ -273,7 +273,7 @@ def test_new_movies_and_users_are_predicted_by_their_features(
 def test_side_information_may_be_missing(
     toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
-    pytest.importorskip("myfm", reason=EXTRA)
+    pytest.importorskip("myfm", reason=EXTRA, exc_type=ImportError)
     none = toy_movies.assign(year=pd.array([pd.NA] * 60, dtype="Int16"), genres=[[]] * 60)
     for grouped in (True, False):
         empty, bare = (
@@ -288,7 +288,7 @@ def test_side_information_may_be_missing(
 
 
 def test_thinner_samples_predict_nearly_the_same(toy_ratings: pd.DataFrame) -> None:
-    pytest.importorskip("myfm", reason=EXTRA)
+    pytest.importorskip("myfm", reason=EXTRA, exc_type=ImportError)
     every, some = (
         make("fm", rank=3, sweeps=220, samples=n).fit(toy_ratings).predict(toy_ratings)
         for n in (200, 50)
@@ -299,7 +299,7 @@ def test_thinner_samples_predict_nearly_the_same(toy_ratings: pd.DataFrame) -> N
 def test_a_saved_machine_needs_no_other_library(
     toy_ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("myfm", reason=EXTRA)
+    pytest.importorskip("myfm", reason=EXTRA, exc_type=ImportError)
     model = make("fm", rank=3, sweeps=14, burn_in=4).fit(toy_ratings)
     folder = model.save(tmp_path / "fm")
     monkeypatch.setitem(sys.modules, "myfm", None)
@@ -329,7 +329,7 @@ def test_settings_that_make_no_sense_are_refused(toy_ratings: pd.DataFrame) -> N
 
 def test_a_short_run_with_side_information_on_the_real_data(ratings: pd.DataFrame) -> None:
     """A few sweeps already do better than any model without side information."""
-    pytest.importorskip("myfm", reason=EXTRA)
+    pytest.importorskip("myfm", reason=EXTRA, exc_type=ImportError)
     train, test = dlcf.split(ratings, "random", seed=0)
     model = make("fm-side", sweeps=40, samples=20, seed=0)
     model.fit(train, movies=dlcf.load_movies("ml-latest-small"))
@@ -344,7 +344,7 @@ def test_rankings_of_the_real_data(
     name: str, low: float, high: float, ratings: pd.DataFrame
 ) -> None:
     if name == "ials":
-        pytest.importorskip("implicit", reason=EXTRA)
+        pytest.importorskip("implicit", reason=EXTRA, exc_type=ImportError)
     train, test = dlcf.split(ratings, "random", seed=0)
     model: Recommender = make(name, seed=0).fit(train)
     assert low < dlcf.evaluate(model, train, test)["ndcg@10"] < high

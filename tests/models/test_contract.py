@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from toy_models import OPTIONAL, TINY
+from toy_models import TINY, can_be_fitted
 
 from dlcf.models.base import Recommender
 from dlcf.models.network import NetworkRecommender
@@ -29,7 +28,7 @@ MODELS = [
     pytest.param(
         name,
         marks=pytest.mark.skipif(
-            not find_spec(OPTIONAL.get(name, "dlcf")),
+            not can_be_fitted(name),
             reason=f'{name} is fitted with it: pip install "dlcf[baselines]"',
         ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toy_models import OPTIONAL
+from toy_models import can_be_fitted
 
 import dlcf
 from dlcf.baselines.svdpp import ImplicitFactorNetwork
@@ -113,15 +112,14 @@ def fitted(toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame) -> dict[str, Rec
     return {
         name: small(name).fit(toy_ratings, movies=toy_movies)
         for name in available()
-        if find_spec(OPTIONAL.get(name, "dlcf"))
+        if can_be_fitted(name)
     }
 
 
 @pytest.fixture(params=available())
 def model(request: pytest.FixtureRequest, fitted: dict[str, Recommender]) -> Recommender:
-    if request.param in OPTIONAL:
-        reason = f'{request.param} is fitted with it: pip install "dlcf[baselines]"'
-        pytest.importorskip(OPTIONAL[request.param], reason=reason)
+    if not can_be_fitted(request.param):
+        pytest.skip(f'{request.param} needs a library: pip install "dlcf[baselines]"')
     return fitted[request.param]
 
 

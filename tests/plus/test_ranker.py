@@ -83,10 +83,16 @@ class TestEvidence:
         assert evidence.latest[user] == own.timestamps.max()
         assert evidence.first[user] == own.timestamps.min()
 
+    @pytest.mark.parametrize("crowded", [0.0, 2.0])
     def test_what_follows_is_counted_by_its_distance(
-        self, world: tuple[Interactions, SideInformation]
+        self,
+        world: tuple[Interactions, SideInformation],
+        crowded: float,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         data, side = world
+        usual = ListEvidence(data, side, 5.0, 0.5)
+        monkeypatch.setattr(ranker, "CROWDED", crowded)
         evidence = ListEvidence(data, side, 5.0, 0.5)
         count, expected = np.bincount(data.movies, minlength=9), np.zeros((9, 9))
         for user in range(12):
@@ -96,18 +102,26 @@ class TestEvidence:
                 for gap, later in enumerate(movies[place + 1 :], 1):
                     damped = np.sqrt((count[movie] + 5) * (count[later] + 5))
                     expected[movie, later] += 1 / np.log2(1 + gap) / damped
-        np.testing.assert_allclose(evidence.follows.toarray(), expected, atol=1e-6)
-        np.testing.assert_allclose(evidence.beside.toarray(), expected + expected.T, atol=1e-6)
+        follows, beside = (
+            sparse.csr_matrix(m).toarray() for m in (evidence.follows, evidence.beside)
+        )
+        np.testing.assert_allclose(follows, expected, atol=1e-6)
+        np.testing.assert_allclose(beside, expected + expected.T, atol=1e-6)
+        asked = np.arange(12), evidence.latest
+        for found, known in zip(evidence.collect(*asked), usual.collect(*asked), strict=True):
+            np.testing.assert_array_equal(found.movies, known.movies)
+            np.testing.assert_allclose(found.features, known.features, atol=1e-5)
 
     def test_popularity_is_that_near_the_moment(
         self, world: tuple[Interactions, SideInformation]
     ) -> None:
         data, side = world
         evidence = ListEvidence(data, side, 5.0, 0.5)
-        at = evidence.moments[-1]
-        near = np.exp(-np.abs(data.timestamps - at) / ranker.YEAR)
-        expected = np.log1p(np.bincount(data.movies, near, 9))
-        np.testing.assert_allclose(evidence.popular[1.0][-1], expected, rtol=1e-5)
+        for scale in ranker.POPULARITY:
+            for at, popular in zip(evidence.moments, evidence.popular[scale], strict=True):
+                near = np.exp(-np.abs(data.timestamps - at) / (scale * ranker.YEAR))
+                expected = np.log1p(np.bincount(data.movies, near, 9))
+                np.testing.assert_allclose(popular, expected, rtol=1e-5)
 
     def test_candidates_are_unseen_and_told_of_pair_by_pair(
         self, world: tuple[Interactions, SideInformation]
@@ -149,7 +163,7 @@ class TestEvidence:
             data.users, data.movies, data.ratings, 0 * data.timestamps, data.n_users, data.n_movies
         )
         evidence = ListEvidence(untimed, side, 5.0, 0.5)
-        assert evidence.follows.nnz == 0
+        assert sparse.csr_matrix(evidence.follows).nnz == 0
         assert (evidence.recent[3] != evidence.value).nnz == 0
 
     def test_only_the_most_rated_movies_are_candidates(

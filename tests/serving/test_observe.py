@@ -21,7 +21,7 @@ LATER = 1_600_000_000
 
 def fitted(name: str, train: pd.DataFrame, movies: pd.DataFrame) -> Recommender:
     if name == "ials":
-        pytest.importorskip("implicit")
+        pytest.importorskip("implicit", exc_type=ImportError)
     settings: dict[str, Any] = PLUS if name == "deepcf-plus" else TINY.get(name, {})
     return make(name, **settings).fit(train, movies=movies)
 
@@ -143,7 +143,7 @@ def test_ials_folds_a_user_in_as_training_would(
 def test_what_only_training_can_take_in_is_said(
     name: str, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
 ) -> None:
-    pytest.importorskip("myfm") if name.startswith("fm") else None
+    pytest.importorskip("myfm", exc_type=ImportError) if name.startswith("fm") else None
     model = fitted(name, toy_ratings, toy_movies)
     with pytest.raises(NotImplementedError, match=f"{name} knows ratings only through training"):
         model.observe(some_of(NEW_USER, toy_ratings))

@@ -39,7 +39,9 @@ def world(
     monkeypatch.setattr(study, "MODELS", {"mf": SMALL["mf"]})
     monkeypatch.setattr(study, "UPDATED", {m: SMALL[m] for m in ("deepcf-plus", "bias")})
     monkeypatch.setattr(study, "EVERY", "500D")
-    monkeypatch.setattr(study, "STEP", "90D")
+    monkeypatch.setattr(study, "LISTS", {m: SMALL[m] for m in ("deepcf-plus", "bias")})
+    steps = {"as trained": "500D", "updated": "90D", "lists": "30D"}
+    monkeypatch.setattr(study, "STEPS", steps)
     monkeypatch.setattr(study, "map_in_processes", lambda run, cells, *_: list(map(run, cells)))
     monkeypatch.setattr(study, "provenance", lambda *_: {"study": "prequential"})
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
@@ -64,6 +66,19 @@ def test_the_numbers_are_those_of_each_group_by_hand(world: Path, toy_movies: pd
             value, low, high = found[mode]["models"][name][group]
             assert value == pytest.approx(np.sqrt(squared[rows].mean()), abs=2e-5), (name, group)
             assert low < value < high
+    of = prequential(make("bias"), past, future, "500D", "30D", toy_movies, lists=True)
+    ndcg: dict[int, list[float]] = {}
+    for (user, _), shown in of.groupby(["userId", "known"]):
+        liked = shown.loc[shown["rating"] >= 4.0, "place"]
+        if len(liked):
+            best = sum(1 / np.log2(1 + j) for j in range(1, min(len(liked), 10) + 1))
+            got = sum(1 / np.log2(1 + place) for place in liked if place <= 10)
+            ndcg.setdefault(user, []).append(got / best)
+    mean = np.mean([np.mean(of_user) for of_user in ndcg.values()])
+    assert found["lists"]["models"]["bias"]["all"][0] == pytest.approx(mean, abs=2e-5)
+    assert found["lists"]["users"]["all"] == len(ndcg)
+    by_ndcg = study.group_table(found, "lists")["all"]
+    assert by_ndcg.is_monotonic_decreasing and (by_ndcg > 0).all()
     assert found["groups"]["0"]["ratings"] == int((known == 0).sum()) > 0
     assert sum(found["groups"][g]["ratings"] for g in study.KNOWN) == len(future)
     table = study.group_table(found, "as trained")
@@ -79,7 +94,7 @@ def test_what_is_kept_is_not_computed_again(world: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(study, "prequential", None)
     assert study.main(["--workers", "1"]) == 0
     assert json.loads(world.read_text()) == json.loads(first)
-    monkeypatch.setattr(study, "STEP", "30D")  # another question
+    monkeypatch.setitem(study.STEPS, "updated", "30D")  # another question
     with pytest.raises(TypeError):
         study.main(["--workers", "1"])
 
