@@ -31,8 +31,8 @@ from dlcf.plus.evidence import YEAR, SideInformation, elapsed_of, folds_of, in_t
 from dlcf.training import seeded
 
 Values = NDArray[Any]
-MOST_MOVIES = 10_000  # the most rated ones are candidates: item-item weights are dense
-MOST_LISTS = 1000  # of an episode, to train on
+MOST_MOVIES = 5000  # the most rated ones are candidates: item-item weights are dense
+MOST_LISTS = 1500  # of a question, to train on, or all users' once; few users are asked again
 USERS_AT_ONCE = 128
 MOMENTS = 128  # at which popularity is counted
 RECENT = (3, 10, 30)  # ratings
@@ -43,8 +43,8 @@ HIDDEN = (64, 32)
 LISTS_AT_ONCE = 32
 EPOCHS, MOST_STEPS, RATE, DECAY = 8, 1000, 0.003, 0.01
 QUESTIONS = ("next", "missing")
-CUTS = (0.45, 0.6, 0.8)  # of histories: what follows is next
-FOLDS, EPISODES = 5, 3  # of all ratings; so many of the folds are missing, one at a time
+CUTS = (0.6, 0.8, 0.45)  # of histories: what follows is next
+FOLDS = 5  # of all ratings: one of them is missing
 # How many candidates each score gives.
 COLLECTED = {"all": 150, "last 10": 100, "follows, last 10": 100, "beside, last 30": 50,
              "popular, 1 years": 50, "popular": 30, "similar users": 50}  # fmt: skip
@@ -62,7 +62,7 @@ class Candidates:
 class ListEvidence:
     """What a visible set of ratings says of who takes up what.
 
-    Memory is linear in the ratings plus ``12 m^2`` bytes, for the m <= 10,000 most rated movies.
+    Memory is linear in the ratings plus ``12 m^2`` bytes, for the m <= 5,000 most rated movies.
     """
 
     def __init__(
@@ -319,13 +319,14 @@ class Ranker(nn.Module):
 
 def questions(data: Interactions, which: str, seed: int) -> Iterator[tuple[Known, Known]]:
     """What is visible and what is hidden, ``(len(data),)`` each, of each episode of a question."""
+    episodes = min(len(CUTS), -(-MOST_LISTS // data.n_users))
     if which in ("next", "both"):
         elapsed = elapsed_of(data, np.random.default_rng([seed, 4]))
-        for cut in CUTS:
+        for cut in CUTS[:episodes]:
             yield elapsed < cut, (elapsed >= cut) & (elapsed < 1.25 * cut)
     if which in ("missing", "both"):
         fold = folds_of(len(data), FOLDS, seed)
-        for k in range(EPISODES):
+        for k in range(episodes):
             yield fold != k, fold == k
 
 
