@@ -20,6 +20,8 @@ from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
 from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.related.cdl import CollaborativeDL
+from dlcf.related.mda_cf import MarginalizedCF
 from dlcf.runtime.checkpoints import keeping_checkpoints
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.runtime.saving import DESCRIPTION, read_folder
@@ -42,6 +44,8 @@ _MODELS: tuple[type[Recommender], ...] = (
     ImplicitALS,
     EASE,
     RP3Beta,
+    CollaborativeDL,
+    MarginalizedCF,
 )
 _REGISTRY = {model.name: model for model in _MODELS}
 

@@ -40,6 +40,8 @@ TINY: dict[str, dict[str, Any]] = {
     "fm-implicit": {"rank": 2, "sweeps": 4, "burn_in": 1},
     "fm-side": {"rank": 2, "sweeps": 4, "burn_in": 1},
     "ials": {"factors": 3, "iterations": 2},
+    "cdl": {"factors": 3, "hidden": (4,), "rounds": 2, "epochs": 1},
+    "mda-cf": {"factors": 3, "iterations": 2},
 }
 # The library that a model is fitted with, where it is an optional one.
 OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import sparse
 
 from dlcf.models.base import Arrays, Floats, Index, Interactions, Recommender
+from dlcf.ratings import check_ids
 
 PARTS = ("title", "genres", "year", "tags")
 
@@ -68,9 +70,10 @@ def bag_of_words(words: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> s
 
 
 class ContentMixin(Recommender):
-    """Predicts movies without ratings from what is said of them.
+    """Predicts, or ranks, movies without ratings from what is said of them.
 
-    A subclass calls :meth:`describe` in `_fit`, and gives `_predict_unrated`.
+    A subclass calls :meth:`describe` in `_fit`, and gives `_predict_unrated`; one whose scores are
+    no ratings gives `_score_unrated` too.
     """
 
     described: Index  # ids of the movies that are described: the catalogue's and the frame's
@@ -82,8 +85,35 @@ class ContentMixin(Recommender):
         return self.described
 
     def _predict_unrated(self, users: Index, rows: Index) -> Floats:
-        """Ratings by known users of movies without ratings, given as rows of `described`."""
-        raise NotImplementedError
+        """Ratings by known users of movies without ratings, given as rows of `described`.
+
+        By default those of the biases.
+        """
+        return self._mean + self._user_bias[users]
+
+    def _score_unrated(self, users: Index, rows: Index) -> NDArray[np.float32]:
+        """Scores of the same, ``(len(users), len(rows))``; predicted ratings by default."""
+        pairs = np.repeat(users, len(rows)), np.tile(rows, len(users))
+        return self._predict_unrated(*pairs).reshape(-1, len(rows)).astype(np.float32)
+
+    def score_described(
+        self, user_ids: Sequence[int] | NDArray[Any]
+    ) -> tuple[Index, NDArray[np.float32]]:
+        """Ids of all movies that are described, and their scores, ``(len(user_ids), len(ids))``.
+
+        It is :meth:`score_all` with the movies that nobody rated. ValueError for unknown users.
+        """
+        self._check_fitted()
+        ids = check_ids(user_ids, "userId")
+        unknown = np.setdiff1d(ids, self.user_ids)
+        if len(unknown):
+            raise ValueError(f"userId {unknown[0]} is unknown; give users of the train frame")
+        users = np.searchsorted(self.user_ids, ids)
+        scores = np.empty((len(users), len(self.described)), dtype=np.float32)
+        rated = np.isin(self.described, self.movie_ids)
+        scores[:, rated] = self._score(users, None)
+        scores[:, ~rated] = self._score_unrated(users, np.flatnonzero(~rated))
+        return self.described, scores
 
     def _predict_pairs(self, pairs: pd.DataFrame) -> Floats:
         ratings = super()._predict_pairs(pairs)

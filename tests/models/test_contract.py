@@ -18,6 +18,7 @@ from dlcf.models.base import Recommender
 from dlcf.models.network import NetworkRecommender
 from dlcf.ratings import rating_scale
 from dlcf.registry import available, load_model, make
+from dlcf.related.networks import RelatedRecommender
 
 UNKNOWN = 10**9  # an id that no frame holds
 GENRES = ("Comedy", "Drama", "War")
@@ -140,8 +141,9 @@ def of_any_world(test: Any) -> Any:
 def fit(name: str, train: pd.DataFrame, world: World) -> Recommender | None:
     """None where the frame is too small for the model, which then says so and stays unfitted."""
     model = make(name, **TINY.get(name, {}))
-    nothing_to_like = name == "ials" and train["rating"].max() < model.config["positive_threshold"]
-    if nothing_to_like or (len(train) < 2 and isinstance(model, NetworkRecommender)):
+    nothing_to_like = train["rating"].max() < model.config.get("positive_threshold", 0)
+    pairs = isinstance(model, NetworkRecommender) and not isinstance(model, RelatedRecommender)
+    if nothing_to_like or (len(train) < 2 and pairs):
         with pytest.raises(ValueError, match=r"at least 2 ratings|reaches positive_threshold 4"):
             model.fit(train, movies=world.movies)
         with pytest.raises(RuntimeError, match="not fitted"):

@@ -45,6 +45,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "fm-side": {"rank": 3, "sweeps": 14, "burn_in": 4, "samples": 4},
     "ials": {"factors": 6, "iterations": 3, "regularization": 0.5},
     "rp3beta": {"neighbors": 10},
+    "cdl": {"factors": 6, "hidden": (8,), "rounds": 2, "epochs": 3, "batch_size": 16},
+    "mda-cf": {"factors": 6, "iterations": 3},
 }
 # For each hyper-parameter a value that must change the predictions; `device` must not.
 OTHER: dict[str, Any] = {
@@ -90,6 +92,17 @@ OTHER: dict[str, Any] = {
     "rerank": 3.0,
     "candidates": 3,
     "precision": "bf16",
+    "words": 2,
+    "noise": 0.6,
+    "coupling": 2.0,
+    "unrated_weight": 0.5,
+    "a": 2.0,
+    "b": 0.5,
+    "user_regularization": 1.0,
+    "movie_regularization": 1.0,
+    "word_weight": 9.0,
+    "weight_regularization": 3.0,
+    "rounds": 3,
 }
 # RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
 BANDS = {
@@ -232,20 +245,22 @@ class TestContract:
         assert torch.equal(before, torch.get_rng_state())
 
     def test_every_hyper_parameter_changes_the_result(
-        self, model: Recommender, toy_ratings: pd.DataFrame
+        self, model: Recommender, toy_ratings: pd.DataFrame, toy_movies: pd.DataFrame
     ) -> None:
         base: dict[str, Any] = {}
         if isinstance(model, NetworkRecommender) and not isinstance(model, DeepCFPlus):
             # Long and fast enough that the schedule acts and the best epoch is not the last.
             base = {"epochs": 25, "learning_rate": 0.02, "validation_fraction": 0.2}
+            base = {name: base[name] for name in base if name in model.hyper_parameters()}
         users = np.unique(toy_ratings["userId"])
-        reference = small(model.name, **base).fit(toy_ratings)
+        reference = small(model.name, **base).fit(toy_ratings, movies=toy_movies)
         for name in model.hyper_parameters():
             if name in ("device", "preset"):  # a preset only sets others, which are given here
                 continue
             value = getattr(model, name)
             other = not value if isinstance(value, bool) else OTHER[name]
-            changed = small(model.name, **{**base, name: other}).fit(toy_ratings)
+            changed = small(model.name, **{**base, name: other})
+            changed.fit(toy_ratings, movies=toy_movies)
             rating = np.abs(changed.predict(toy_ratings) - reference.predict(toy_ratings)).max()
             ranking = np.abs(changed.score_all(users) - reference.score_all(users)).max()
             assert max(rating, ranking) > 1e-6, f"{name} has no effect"
