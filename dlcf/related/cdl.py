@@ -12,16 +12,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from dlcf.models.base import Arrays, Floats, Index, Interactions
-from dlcf.related.content import (
-    ContentMixin,
-    bag_of_words,
-    catalogue_rows,
-    vocabulary_of,
-    words_of,
-)
+from dlcf.related.content import ContentMixin, catalogue_rows, content_of
 from dlcf.related.factors import solve_factors
 from dlcf.related.networks import RankingNetwork, RatedMovies, RelatedRecommender
 from dlcf.runtime.settings import setting
@@ -51,11 +46,8 @@ class ContentAutoencoder(RankingNetwork):
         self.encoder, self.decoder = _sigmoids(*sizes), _sigmoids(*sizes[::-1])
         self.noise = model.noise
         # The objective is per movie, and the penalty of the weights is that of all movies.
-        self.penalties = (
-            model.word_weight,
-            model.movie_regularization,
-            model.weight_regularization / content.shape[0],
-        )
+        of_weights = model.weight_regularization / content.shape[0]
+        self.penalties = model.word_weight, model.movie_regularization, of_weights
         self.register_buffer("user_factors", torch.zeros(n_users, model.factors))
         self.register_buffer("movie_factors", torch.zeros(content.shape[0], model.factors))
         self.register_buffer("catalogue", torch.from_numpy(catalogue))
@@ -134,11 +126,11 @@ class CollaborativeDL(ContentMixin, RelatedRecommender):
     positive_threshold: float = 4.0
     user_regularization: float = setting(5.0, above=0)
     movie_regularization: float = setting(5.0, above=0)
-    word_weight: float = setting(1.0, least=0)
+    word_weight: float = setting(0.1, least=0)
     weight_regularization: float = setting(0.1, least=0)
     noise: float = setting(0.3, least=0, below=1)
-    rounds: int = setting(5, least=1)
-    epochs: int = setting(2, least=1)
+    rounds: int = setting(10, least=1)
+    epochs: int = setting(1, least=1)
     batch_size: int = setting(128, least=1)
     learning_rate: float = setting(3e-3, above=0)
     seed: int = setting(0, least=0)
@@ -156,8 +148,7 @@ class CollaborativeDL(ContentMixin, RelatedRecommender):
         if data.ratings.max() < self.positive_threshold:
             threshold = f"positive_threshold {self.positive_threshold:g}"
             raise ValueError(f"cdl: no rating of train reaches {threshold}; lower it")
-        words = words_of(movies, self.describe(movies))
-        self._content = bag_of_words(words, vocabulary_of(words, most=self.words) or ["none"])
+        self._content = content_of(movies, self.describe(movies), most=self.words)
         super()._fit(data, validation, movies)
 
     def _train(self, data: Interactions, train: Batch, held_out: Batch | None) -> None:
@@ -167,7 +158,8 @@ class CollaborativeDL(ContentMixin, RelatedRecommender):
         liked_by = liked.T.tocsr()
         rows, coupled, targets = train
         self.history = History()
-        with seeded(self.seed, device):
+        # Sums of several threads of NumPy's come in any order.
+        with seeded(self.seed, device), threadpool_limits(1, "blas"):
             self.network = network = self.build_network(data).to(device)
             catalogue = network.catalogue
             # As the model draws v: about f_e, with a variance of 1 / lambda_v.
@@ -187,8 +179,7 @@ class CollaborativeDL(ContentMixin, RelatedRecommender):
                 network.movie_factors.copy_(vectors)
                 coupled = torch.zeros_like(vectors[:, 0]).index_fill(0, catalogue, 1.0)[rows]
                 targets = vectors[rows]
-        last = {name: value.clone() for name, value in network.state_dict().items()}
-        self._states = {"last": last}
+        self._states = {"last": {name: x.clone() for name, x in network.state_dict().items()}}
 
     def _solve(self, entries: Any, others: Floats, penalty: float, mean: Floats) -> Floats:
         """The factors of one side, for those of the other and the means that they are drawn to."""

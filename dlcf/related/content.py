@@ -69,6 +69,18 @@ def bag_of_words(words: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> s
     return sparse.csr_matrix((ones, (row, place)), shape=shape)
 
 
+def content_of(
+    movies: pd.DataFrame | None,
+    movie_ids: Index,
+    most: int = 8000,
+    least: int = 2,
+    parts: Sequence[str] = PARTS,
+) -> sparse.csr_matrix:
+    """The bag of words of movies, by the vocabulary that they have; of one column at least."""
+    words = words_of(movies, movie_ids, parts)
+    return bag_of_words(words, vocabulary_of(words, least, most) or ["none"])
+
+
 class ContentMixin(Recommender):
     """Predicts, or ranks, movies without ratings from what is said of them.
 

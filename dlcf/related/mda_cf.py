@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,13 +12,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from dlcf.models.base import Arrays, Floats, Index, Interactions
-from dlcf.related.content import (
-    ContentMixin,
-    bag_of_words,
-    catalogue_rows,
-    vocabulary_of,
-    words_of,
-)
+from dlcf.related.content import ContentMixin, catalogue_rows, content_of
 from dlcf.related.factors import solve_factors
 from dlcf.runtime.settings import setting
 
@@ -116,11 +109,11 @@ class MarginalizedCF(ContentMixin):
 
     def _fit(self, data: Interactions, validation: Any, movies: pd.DataFrame | None) -> None:
         self._catalogue = catalogue_rows(self.describe(movies), self.movie_ids)
-        words = words_of(movies, self.described)
-        content = bag_of_words(words, vocabulary_of(words, most=self.words)).astype(np.float64)
+        content = content_of(movies, self.described, most=self.words).astype(np.float64)
         rated = content[self._catalogue]
         residual = data.ratings - self._baseline(data.users, data.movies)
-        profiles = _profiles(data, residual, words_of(movies, self.movie_ids, ("genres", "year")))
+        kinds = content_of(movies, self.movie_ids, least=1, parts=("genres", "year"))
+        profiles = _profiles(data, residual, kinds.astype(np.float64))
         target = np.ones(len(data)) if self.unrated_weight else residual
         shape = data.n_users, data.n_movies
         by_user = sparse.csr_matrix((self.alpha * target, (data.users, data.movies)), shape=shape)
@@ -185,14 +178,10 @@ class MarginalizedCF(ContentMixin):
         self._catalogue = catalogue_rows(self.described, self.movie_ids)
 
 
-def _profiles(
-    data: Interactions, residual: Floats, words: Sequence[Sequence[str]]
-) -> sparse.csr_matrix:
-    """Of each user, the share of ratings that has each word, then the mean residual of those."""
-    has = bag_of_words(words, vocabulary_of(words, least=1)).astype(np.float64)
+def _profiles(data: Interactions, residual: Floats, kinds: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Of each user the share of ratings of each kind of movie, then the mean residual of those."""
     rated = data.matrix().astype(np.float64)
-    liking = sparse.csr_matrix((residual, (data.users, data.movies)), shape=rated.shape)
-    count = (rated @ has).toarray()
+    liked = sparse.csr_matrix((residual, (data.users, data.movies)), shape=rated.shape)
+    count, total = (rated @ kinds).toarray(), (liked @ kinds).toarray()
     share = count / np.bincount(data.users, minlength=data.n_users)[:, None]
-    liked = (liking @ has).toarray() / (count + _DAMPING)
-    return sparse.csr_matrix(np.hstack([share, liked]))
+    return sparse.csr_matrix(np.hstack([share, total / (count + _DAMPING)]))

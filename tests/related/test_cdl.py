@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 0.02,
     "user_regularization": 0.5,
     "movie_regularization": 0.5,
+    "word_weight": 1.0,
 }
 
 
