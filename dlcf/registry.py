@@ -20,8 +20,10 @@ from dlcf.models.base import FORMAT, Recommender
 from dlcf.models.baselines import Bias, GlobalMean, Popular
 from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
+from dlcf.related.cdae import CDAE
 from dlcf.related.cdl import CollaborativeDL
 from dlcf.related.mda_cf import MarginalizedCF
+from dlcf.related.neumf import NeuMF
 from dlcf.runtime.checkpoints import keeping_checkpoints
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.runtime.saving import DESCRIPTION, read_folder
@@ -46,6 +48,8 @@ _MODELS: tuple[type[Recommender], ...] = (
     RP3Beta,
     CollaborativeDL,
     MarginalizedCF,
+    NeuMF,
+    CDAE,
 )
 _REGISTRY = {model.name: model for model in _MODELS}
 

@@ -42,6 +42,8 @@ TINY: dict[str, dict[str, Any]] = {
     "ials": {"factors": 3, "iterations": 2},
     "cdl": {"factors": 3, "hidden": (4,), "rounds": 2, "epochs": 1},
     "mda-cf": {"factors": 3, "iterations": 2},
+    "neumf": {"epochs": 1, "factors": 2},
+    "cdae": {"epochs": 1, "factors": 3},
 }
 # The library that a model is fitted with, where it is an optional one.
 OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}

@@ -40,14 +40,21 @@ class RatedMovies(nn.Module):
         self.register_buffer("value", torch.from_numpy(stored.astype(np.float32)))
         self.register_buffer("cell", torch.from_numpy(data.users * data.n_movies + data.movies))
 
-    def rows(self, users: Tensor) -> Tensor:
-        """Dense rows of some users, ``(n, n_movies)``; 0 where there is no rating."""
+    def places(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each rating of some users: the user's place among them, and where it is stored."""
         count = self.start[users + 1] - self.start[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=users.device), count)
         first = torch.repeat_interleave(self.start[users] - torch.cumsum(count, 0) + count, count)
-        place = first + torch.arange(len(row), device=users.device)
-        dense = torch.zeros(len(users), self.n_movies, device=users.device)
-        dense[row, self.movie[place]] = self.value[place]
+        return row, first + torch.arange(len(row), device=users.device)
+
+    def rows(self, users: Tensor, dropped: float = 0.0) -> Tensor:
+        """Dense rows of some users, ``(n, n_movies)``; 0 where there is no rating.
+
+        A share `dropped` of the ratings, drawn anew, is 0 too; the others make up for it.
+        """
+        row, place = self.places(users)
+        dense = self.value.new_zeros(len(users), self.n_movies)
+        dense[row, self.movie[place]] = nn.functional.dropout(self.value[place], dropped)
         return dense
 
     def negatives(self, users: Tensor, n: int) -> Tensor:
@@ -55,16 +62,17 @@ class RatedMovies(nn.Module):
 
         A user who rated nearly everything may get what she rated.
         """
-        drawn = torch.randint(self.n_movies, (len(users), n), device=users.device)
+        drawn = torch.randint(self.n_movies, (len(users) * n,), device=users.device)
+        first = users.repeat_interleave(n) * self.n_movies
+        unsure = torch.arange(len(drawn), device=users.device)
         for _ in range(_REDRAWN):
-            wanted = users[:, None] * self.n_movies + drawn
+            wanted = first[unsure] + drawn[unsure]
             place = torch.searchsorted(self.cell, wanted).clamp(max=len(self.cell) - 1)
-            rated = self.cell[place] == wanted
-            if not rated.any():
+            unsure = unsure[self.cell[place] == wanted]
+            if not len(unsure):
                 break
-            again = torch.randint(self.n_movies, (int(rated.sum()),), device=users.device)
-            drawn[rated] = again
-        return drawn
+            drawn[unsure] = torch.randint(self.n_movies, (len(unsure),), device=users.device)
+        return drawn.view(len(users), n)
 
 
 class RelatedRecommender(NetworkRecommender):

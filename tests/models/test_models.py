@@ -47,6 +47,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "rp3beta": {"neighbors": 10},
     "cdl": {"factors": 6, "hidden": (8,), "rounds": 2, "epochs": 3, "batch_size": 16},
     "mda-cf": {"factors": 6, "iterations": 3},
+    "neumf": {"epochs": 2, "factors": 4, "batch_size": 128},
+    "cdae": {"epochs": 3, "factors": 6, "batch_size": 8},
 }
 # For each hyper-parameter a value that must change the predictions; `device` must not.
 OTHER: dict[str, Any] = {
@@ -103,6 +105,12 @@ OTHER: dict[str, Any] = {
     "word_weight": 9.0,
     "weight_regularization": 3.0,
     "rounds": 3,
+    "variant": "gmf",
+    "layers": 2,
+    "negatives": 2,
+    "corruption": 0.8,
+    "activation": "identity",
+    "loss": "pairwise",
 }
 # RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
 BANDS = {
