@@ -22,8 +22,11 @@ from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.related.cdae import CDAE
 from dlcf.related.cdl import CollaborativeDL
+from dlcf.related.item2vec import Item2Vec
 from dlcf.related.mda_cf import MarginalizedCF
+from dlcf.related.multvae import MultVAE
 from dlcf.related.neumf import NeuMF
+from dlcf.related.sasrec import SASRec
 from dlcf.runtime.checkpoints import keeping_checkpoints
 from dlcf.runtime.parallel import map_in_processes
 from dlcf.runtime.saving import DESCRIPTION, read_folder
@@ -50,6 +53,9 @@ _MODELS: tuple[type[Recommender], ...] = (
     MarginalizedCF,
     NeuMF,
     CDAE,
+    MultVAE,
+    SASRec,
+    Item2Vec,
 )
 _REGISTRY = {model.name: model for model in _MODELS}
 

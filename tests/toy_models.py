@@ -44,6 +44,9 @@ TINY: dict[str, dict[str, Any]] = {
     "mda-cf": {"factors": 3, "iterations": 2},
     "neumf": {"epochs": 1, "factors": 2},
     "cdae": {"epochs": 1, "factors": 3},
+    "multvae": {"epochs": 1, "hidden_size": 6, "latent_size": 3},
+    "sasrec": {"epochs": 1, "embedding_size": 4, "length": 5, "blocks": 1},
+    "item2vec": {"epochs": 1, "embedding_size": 4},
 }
 # The library that a model is fitted with, where it is an optional one.
 OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}
@@ -127,6 +130,33 @@ class Redundant(Additive):
         star = all(there) if self.both else any(there)
         half = 3 not in self.same and 3 not in self.gone
         return np.full(len(pairs), 3.0 + star + 0.5 * half)
+
+
+def assert_slopes(network: RatingNetwork, batch: tuple[Tensor, ...]) -> None:
+    """Gradients of the objective are its central differences; what it draws is drawn again."""
+    network.double().zero_grad()
+    state = {name: value.clone() for name, value in network.named_buffers()}
+
+    def objective() -> Tensor:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(state[name])
+        torch.manual_seed(3)
+        return network.losses(*batch)[0]
+
+    torch.set_default_dtype(torch.float64)  # or the differences would be lost in rounding
+    try:
+        objective().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+            way, ends = torch.randn_like(parameter), []
+            with torch.no_grad():
+                for step in (1e-5, -2e-5, 1e-5):
+                    parameter += step * way
+                    ends.append(float(objective()))
+            expected = float((parameter.grad * way).sum())
+            assert abs((ends[0] - ends[1]) / 2e-5 - expected) < 1e-6 * max(1.0, abs(expected)), name
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 class UserRatings(RatingNetwork):

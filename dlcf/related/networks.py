@@ -75,6 +75,32 @@ class RatedMovies(nn.Module):
         return drawn.view(len(users), n)
 
 
+class Histories(nn.Module):
+    """What each user rated, in order of time, as buffers of a network, in CSR form.
+
+    Ratings of the same moment, and those without one, are in order of their movies.
+    """
+
+    start: Tensor  # (n_users + 1,)
+    movie: Tensor  # (n ratings,)
+
+    def __init__(self, data: Interactions) -> None:
+        super().__init__()
+        order = np.lexsort((data.movies, data.timestamps, data.users))
+        start = np.concatenate([[0], np.cumsum(np.bincount(data.users, minlength=data.n_users))])
+        self.register_buffer("start", torch.from_numpy(start))
+        self.register_buffer("movie", torch.from_numpy(data.movies[order]))
+
+    def latest(self, users: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """The last `most` movies of each user, one user after the other, and where each begins."""
+        stop = self.start[users + 1]
+        count = stop - self.start[users]
+        count = count if most is None else count.clamp(max=most)
+        first = torch.cumsum(count, 0) - count
+        shift = torch.repeat_interleave(stop - count - first, count)
+        return self.movie[shift + torch.arange(len(shift), device=users.device)], first
+
+
 class RelatedRecommender(NetworkRecommender):
     """Of a network that ranks, and predicts by the biases unless a subclass does better.
 
