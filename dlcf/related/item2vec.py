@@ -31,12 +31,11 @@ class SkipGramNetwork(RankingNetwork):
         negatives: int,
         power: float,
         subsampling: float | None,
-        recent: int | None,
         ranks_by: str,
     ) -> None:
         super().__init__()
         self.window, self.contexts, self.negatives = window, contexts, negatives
-        self.recent, self.ranks_by = recent, ranks_by
+        self.ranks_by = ranks_by
         self.history = Histories(data)
         count = torch.bincount(self.history.movie, minlength=data.n_movies).double()
         share = count / len(data)
@@ -84,7 +83,7 @@ class SkipGramNetwork(RankingNetwork):
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
         """Mean over the user's movies of their cosines, or of the logits of contexts."""
-        movies, first = self.history.latest(users, self.recent)
+        movies, first = self.history.of(users)
         target = self.target.weight
         vectors = nn.functional.normalize(target) if self.ranks_by == "cosine" else target
         of_users = nn.functional.embedding_bag(movies, vectors, first, mode="mean")
@@ -99,7 +98,41 @@ class Item2Vec(RelatedRecommender):
 
     ``log sigma(u_j . v_i) + sum_{k drawn} log sigma(-u_j . v_k)``,
 
-    where the movies k are drawn with a chance in proportion to ``count_k^power``.
+    where u are the vectors of targets, v those of contexts, and the movies k are drawn with a
+    chance in proportion to ``count_k^power``: of whole histories, or of those that the user rated
+    shortly before or after, as in a sentence. A rating of a movie with share f of all ratings takes
+    part with a chance of ``sqrt(subsampling / f)``. Movie i is ranked by the mean of ``u_j . v_i``
+    over the movies j that the user rated, or by that of the cosine of u_j and u_i.
+
+    Otherwise than in the papers:
+
+    - Item2vec's are cosines. They leave out how many rated a movie, and their lists are worse. So
+      are negatives by ``count^0.75``: with a power of 0 the dot products know what is popular
+      (Caselles-Dupre, Lesaint and Royo-Letelier, 2018, found that the power decides).
+    - Each rating is a target once an epoch, with `contexts` drawn anew, not with all of them: time
+      and memory are linear in the ratings, and a user weighs as much as she has ratings, not pairs.
+    - The targets of a step share as many drawn movies, with a mean in the place of the sum over
+      them, times `negatives`. The expectation is the same.
+    - What subsampling leaves out is drawn nevertheless, and does not count.
+    - Adam in the place of stochastic gradient descent.
+
+    Parameters
+    ----------
+    embedding_size
+        Length of the vectors.
+    window
+        How many ratings before and after are contexts, in order of time, the nearer the more often;
+        None takes the whole history, as a set. Without timestamps the order is that of the movies.
+    contexts, negatives
+        Contexts drawn of each rating in each epoch, and the weight of the negatives of each pair.
+    power
+        Of the counts, for negatives: 1 draws them like ratings, 0 all alike, below 0 rare ones.
+    subsampling
+        The share of the ratings from which on a movie's are thinned out; None leaves them all.
+    ranks_by
+        ``"context"``, the dot products, or ``"cosine"``.
+    epochs, batch_size, learning_rate, seed, device
+        See :class:`dlcf.training.TrainingConfig`; a batch is of ratings.
     """
 
     name: ClassVar[str] = "item2vec"
@@ -109,7 +142,6 @@ class Item2Vec(RelatedRecommender):
     negatives: int = setting(5, least=1)
     power: float = 0.0
     subsampling: float | None = setting(None, above=0)
-    recent: int | None = setting(None, least=1)
     ranks_by: str = setting("context", choices=RANKS_BY)
     epochs: int = setting(20, least=1)
     batch_size: int = setting(256, least=1)
@@ -130,6 +162,5 @@ class Item2Vec(RelatedRecommender):
             self.negatives,
             self.power,
             self.subsampling,
-            self.recent,
             self.ranks_by,
         )

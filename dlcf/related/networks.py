@@ -91,13 +91,11 @@ class Histories(nn.Module):
         self.register_buffer("start", torch.from_numpy(start))
         self.register_buffer("movie", torch.from_numpy(data.movies[order]))
 
-    def latest(self, users: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """The last `most` movies of each user, one user after the other, and where each begins."""
-        stop = self.start[users + 1]
-        count = stop - self.start[users]
-        count = count if most is None else count.clamp(max=most)
+    def of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """The movies of some users, one user after the other, and where each user's begin."""
+        count = self.start[users + 1] - self.start[users]
         first = torch.cumsum(count, 0) - count
-        shift = torch.repeat_interleave(stop - count - first, count)
+        shift = torch.repeat_interleave(self.start[users] - first, count)
         return self.movie[shift + torch.arange(len(shift), device=users.device)], first
 
 

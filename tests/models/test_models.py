@@ -110,7 +110,6 @@ OTHER: dict[str, Any] = {
     "rounds": 3,
     "variant": "gmf",
     "layers": 2,
-    "negatives": 2,
     "corruption": 0.8,
     "activation": "identity",
     "loss": "pairwise",
@@ -127,7 +126,6 @@ OTHER: dict[str, Any] = {
     "contexts": 2,
     "power": -0.5,
     "subsampling": 1e-3,
-    "recent": 3,
     "ranks_by": "cosine",
 }
 # RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
