@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class Dot(Product):
 class NeuralNetwork(RankingNetwork):
     """The logit of a pair: one output layer over what the parts make of it."""
 
+    parts: Any  # a ModuleList of Product, or of what is made of it
+
     def __init__(self, data: Interactions, model: NeuMF) -> None:
         super().__init__()
         self.rated = RatedMovies(data)
@@ -81,7 +83,7 @@ class NeuralNetwork(RankingNetwork):
 
     def logits(self, halves: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Of every user with every movie of its row, ``(n, k)``."""
-        joined = [part.join(*of) for part, of in zip(self.parts, halves, strict=True)]  # type: ignore[operator]
+        joined = [part.join(*of) for part, of in zip(self.parts, halves, strict=True)]
         return self.output(torch.cat(joined, -1)).squeeze(-1)
 
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +93,8 @@ class NeuralNetwork(RankingNetwork):
         """
         users, movies, _ = batch
         among = torch.cat([movies[:, None], self.rated.negatives(users, self.negatives)], 1)
-        vectors = [(part.user(users)[:, None], part.movie(among)) for part in self.parts]  # type: ignore[operator]
-        halves = [part.halves(*of) for part, of in zip(self.parts, vectors, strict=True)]  # type: ignore[operator]
+        vectors = [(part.user(users)[:, None], part.movie(among)) for part in self.parts]
+        halves = [part.halves(*of) for part, of in zip(self.parts, vectors, strict=True)]
         logits = self.logits(halves)
         target = torch.zeros_like(logits)
         target[:, 0] = 1.0
@@ -117,7 +119,7 @@ class NeuralNetwork(RankingNetwork):
     @torch.no_grad()
     def score_all(self, users: Tensor) -> Tensor:
         """Logits of every movie; the halves once each, what joins them in blocks of users."""
-        halves = [part.halves(part.user(users), part.movie.weight) for part in self.parts]  # type: ignore[operator]
+        halves = [part.halves(part.user(users), part.movie.weight) for part in self.parts]
         at_once = max(1, _FLOATS_AT_ONCE // max(movie.numel() for _, movie in halves))
         blocks = [
             self.logits([(user[i : i + at_once, None], movie[None]) for user, movie in halves])
