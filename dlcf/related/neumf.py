@@ -70,6 +70,7 @@ class NeuralNetwork(RankingNetwork):
     """The logit of a pair: one output layer over what the parts make of it."""
 
     parts: Any  # a ModuleList of Product, or of what is made of it
+    output: Any  # a Linear; of the dot product nothing is done to what is a logit already
 
     def __init__(self, data: Interactions, model: NeuMF) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class NeuralNetwork(RankingNetwork):
         kinds = {"gmf": Product, "mlp": Tower, "dot": Dot}
         names = PARTS[model.variant]
         self.parts = nn.ModuleList(kinds[n](data, model.factors, model.layers) for n in names)
-        dot = model.variant == "dot"  # is a logit already
+        dot = model.variant == "dot"
         self.output = nn.Identity() if dot else nn.Linear(model.factors * len(names), 1)
 
     def logits(self, halves: list[tuple[Tensor, Tensor]]) -> Tensor:
