@@ -18,7 +18,7 @@ TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reo
 HAS_PAPER_DATA := import sys, dlcf.data as d; n = 'ml-latest-small'; sys.exit(d.resolve_dataset(n) != n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare prequential ablation replication components tune lock clean
+.PHONY: help setup anew run test pythons mutants lint figures notebooks bench compare prequential ablation replication related components tune lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.j
 
 replication: setup  ## the paper's network by every reading of the paper: results/replication.json
 	$(BIN)/dlcf replication
+
+related: setup  ## what the related systems claim, put to their papers' tests: results/related.json
+	$(BIN)/dlcf related
 
 components: setup  ## what each part of the paper's network is worth: results/components.json
 	$(BIN)/dlcf components

@@ -20,6 +20,7 @@ COMMANDS = {
     "prequential": ("dlcf.studies.prequential", "predict ratings in the order they were given"),
     "ablation": ("dlcf.studies.ablation", "measure what each part of deepcf-plus contributes"),
     "replication": ("dlcf.paper.replication", "search for what gives the paper's six numbers"),
+    "related": ("dlcf.paper.related", "put what the related systems claim to their own tests"),
     "components": ("dlcf.paper.components", "what each part of the paper's network is worth"),
     "prose": ("dlcf.notebook.prose", "refresh the numbers in the text of notebooks and README"),
 }
