@@ -22,6 +22,8 @@ from dlcf.models.mf import MatrixFactorization
 from dlcf.plus.deepcf_plus import DeepCFPlus
 from dlcf.related.cdae import CDAE
 from dlcf.related.cdl import CollaborativeDL
+from dlcf.related.cke import CKE
+from dlcf.related.deepconn import DeepCoNN
 from dlcf.related.item2vec import Item2Vec
 from dlcf.related.mda_cf import MarginalizedCF
 from dlcf.related.multvae import MultVAE
@@ -56,6 +58,8 @@ _MODELS: tuple[type[Recommender], ...] = (
     MultVAE,
     SASRec,
     Item2Vec,
+    CKE,
+    DeepCoNN,
 )
 _REGISTRY = {model.name: model for model in _MODELS}
 

@@ -47,6 +47,8 @@ TINY: dict[str, dict[str, Any]] = {
     "multvae": {"epochs": 1, "hidden_size": 6, "latent_size": 3},
     "sasrec": {"epochs": 1, "embedding_size": 4, "length": 5, "blocks": 1},
     "item2vec": {"epochs": 1, "embedding_size": 4},
+    "cke": {"epochs": 1, "factors": 3, "hidden": 4},
+    "deepconn": {"epochs": 1, "word_size": 4, "filters": 3, "factors": 3, "rank": 2},
 }
 # The library that a model is fitted with, where it is an optional one.
 OPTIONAL = {"fm": "myfm", "fm-implicit": "myfm", "fm-side": "myfm", "ials": "implicit"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcf.models.base import Interactions
-from dlcf.related.networks import RankingNetwork, RatedMovies, RelatedRecommender
+from dlcf.related.networks import RankingNetwork, RatedMovies, RelatedRecommender, places
 from dlcf.runtime.settings import setting
 from dlcf.training import Batch
 
@@ -42,7 +42,7 @@ class DenoisingNetwork(RankingNetwork):
     def losses(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over users of the sum over their ratings and negatives, then half the L2 penalty."""
         users, _ = batch
-        row, place = self.rated.places(users)
+        row, place = places(self.rated.start, users)
         negatives = self.rated.negatives(users[row], self.negatives)
         # A table of one column: the gradients of its rows are summed in the same order every time.
         table = self.scores(users).reshape(-1, 1)

@@ -122,7 +122,7 @@ class CollaborativeDL(ContentMixin, RelatedRecommender):
     hidden: Sequence[int] = setting((200,), least=1)
     words: int = setting(1000, least=1)
     a: float = setting(1.0, above=0)
-    b: float = setting(0.3, above=0)
+    b: float = setting(0.15, above=0)
     positive_threshold: float = 4.0
     user_regularization: float = setting(5.0, above=0)
     movie_regularization: float = setting(5.0, above=0)

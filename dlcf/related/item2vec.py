@@ -136,16 +136,16 @@ class Item2Vec(RelatedRecommender):
     """
 
     name: ClassVar[str] = "item2vec"
-    embedding_size: int = setting(100, least=1)
+    embedding_size: int = setting(64, least=1)
     window: int | None = setting(None, least=1)
-    contexts: int = setting(4, least=1)
+    contexts: int = setting(8, least=1)
     negatives: int = setting(5, least=1)
     power: float = 0.0
     subsampling: float | None = setting(None, above=0)
     ranks_by: str = setting("context", choices=RANKS_BY)
-    epochs: int = setting(20, least=1)
-    batch_size: int = setting(256, least=1)
-    learning_rate: float = setting(2e-3, above=0)
+    epochs: int = setting(16, least=1)
+    batch_size: int = setting(512, least=1)
+    learning_rate: float = setting(3e-3, above=0)
     seed: int = setting(0, least=0)
     device: str = "auto"
 

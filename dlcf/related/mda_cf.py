@@ -99,8 +99,8 @@ class MarginalizedCF(ContentMixin):
     name: ClassVar[str] = "mda-cf"
     factors: int = setting(20, least=1)
     iterations: int = setting(10, least=1)
-    alpha: float = setting(0.1, above=0)
-    beta: float = setting(1.0, above=0)
+    alpha: float = setting(0.07, above=0)
+    beta: float = setting(0.7, above=0)
     coupling: float = setting(5.0, least=0)
     noise: float = setting(0.1, least=0, below=1)
     words: int = setting(1000, least=1)

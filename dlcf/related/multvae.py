@@ -86,7 +86,8 @@ class MultVAE(RelatedRecommender):
 
     Otherwise than in the paper:
 
-    - Layers of 600 and 200 and batches of 500 are the paper's; the defaults here suit 610 users.
+    - Layers of 600 and 200, batches of 500 and likes from 4 stars on are the paper's; the defaults
+      are smaller and suit hundreds of users.
     - beta reaches `anneal_cap` after a number of updates that is set, not found by early stopping.
     - Users without a positive rating stay, with a row of zeros.
 
@@ -105,15 +106,15 @@ class MultVAE(RelatedRecommender):
     """
 
     name: ClassVar[str] = "multvae"
-    hidden_size: int = setting(600, least=1)
-    latent_size: int = setting(200, least=1)
+    hidden_size: int = setting(200, least=1)
+    latent_size: int = setting(64, least=1)
     input_dropout: float = setting(0.5, least=0, below=1)
     anneal_cap: float = setting(0.2, least=0)
     anneal_updates: int = setting(300, least=1)
-    positive_threshold: float = 0.0
-    epochs: int = setting(30, least=1)
+    positive_threshold: float = 3.5
+    epochs: int = setting(25, least=1)
     batch_size: int = setting(64, least=1)
-    learning_rate: float = setting(1e-3, above=0)
+    learning_rate: float = setting(5e-3, above=0)
     seed: int = setting(0, least=0)
     device: str = "auto"
 

@@ -40,19 +40,12 @@ class RatedMovies(nn.Module):
         self.register_buffer("value", torch.from_numpy(stored.astype(np.float32)))
         self.register_buffer("cell", torch.from_numpy(data.users * data.n_movies + data.movies))
 
-    def places(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each rating of some users: the user's place among them, and where it is stored."""
-        count = self.start[users + 1] - self.start[users]
-        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), count)
-        first = torch.repeat_interleave(self.start[users] - torch.cumsum(count, 0) + count, count)
-        return row, first + torch.arange(len(row), device=users.device)
-
     def rows(self, users: Tensor, dropped: float = 0.0) -> Tensor:
         """Dense rows of some users, ``(n, n_movies)``; 0 where there is no rating.
 
         A share `dropped` of the ratings, drawn anew, is 0 too; the others make up for it.
         """
-        row, place = self.places(users)
+        row, place = places(self.start, users)
         dense = self.value.new_zeros(len(users), self.n_movies)
         dense[row, self.movie[place]] = nn.functional.dropout(self.value[place], dropped)
         return dense
@@ -93,10 +86,17 @@ class Histories(nn.Module):
 
     def of(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """The movies of some users, one user after the other, and where each user's begin."""
-        count = self.start[users + 1] - self.start[users]
-        first = torch.cumsum(count, 0) - count
-        shift = torch.repeat_interleave(self.start[users] - first, count)
-        return self.movie[shift + torch.arange(len(shift), device=users.device)], first
+        row, place = places(self.start, users)
+        own = torch.arange(len(users), device=users.device)
+        return self.movie[place], torch.searchsorted(row, own)
+
+
+def places(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some rows in CSR form, of each entry the position of its row in `rows`, and its place."""
+    count = start[rows + 1] - start[rows]
+    row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
+    first = torch.repeat_interleave(start[rows] - torch.cumsum(count, 0) + count, count)
+    return row, first + torch.arange(len(row), device=rows.device)
 
 
 class RelatedRecommender(NetworkRecommender):

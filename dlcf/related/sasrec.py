@@ -135,14 +135,14 @@ class SASRec(RelatedRecommender):
     """
 
     name: ClassVar[str] = "sasrec"
-    embedding_size: int = setting(64, least=1)
+    embedding_size: int = setting(48, least=1)
     length: int = setting(50, least=1)
-    blocks: int = setting(2, least=0)
-    dropout_rate: float = setting(0.2, least=0, below=1)
-    negatives: int = setting(1, least=1)
-    epochs: int = setting(20, least=1)
+    blocks: int = setting(1, least=0)
+    dropout_rate: float = setting(0.3, least=0, below=1)
+    negatives: int = setting(4, least=1)
+    epochs: int = setting(12, least=1)
     batch_size: int = setting(64, least=1)
-    learning_rate: float = setting(1e-3, above=0)
+    learning_rate: float = setting(3e-3, above=0)
     seed: int = setting(0, least=0)
     device: str = "auto"
 

@@ -249,7 +249,6 @@ def test_a_movie_that_comes_twice_is_refused(
 
 # What `fit` itself calls, or what makes a model.
 OF_FITTING = {"build_network", "fit", "hidden_ratings", "prepare", "restore", "train_on"}
-OF_FITTING |= {"rows"}
 OF_FITTING |= {"config", "explanation_method", "hyper_parameters", "training_config"}
 OF_FITTING |= {"describe", "rows"}
 ASKED: dict[str, Any] = {

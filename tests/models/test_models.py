@@ -52,6 +52,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "multvae": {"epochs": 3, "hidden_size": 12, "latent_size": 5, "batch_size": 16},
     "sasrec": {"epochs": 3, "embedding_size": 8, "length": 8, "blocks": 1},
     "item2vec": {"epochs": 3, "embedding_size": 8, "batch_size": 128},
+    "cke": {"epochs": 2, "factors": 4, "hidden": 5, "batch_size": 256},
+    "deepconn": {"epochs": 2, "word_size": 5, "filters": 4, "factors": 4, "batch_size": 256},
 }
 # For each hyper-parameter a value that must change the predictions; `device` must not.
 OTHER: dict[str, Any] = {
@@ -127,6 +129,12 @@ OTHER: dict[str, Any] = {
     "power": -0.5,
     "subsampling": 1e-3,
     "ranks_by": "cosine",
+    "structure_weight": 3.0,
+    "text_weight": 3.0,
+    "word_size": 7,
+    "filters": 6,
+    "movie_words": 2,
+    "user_movies": 3,
 }
 # RMSE on the real data, random split, seed 0: what public tools reach, with room for the seed.
 BANDS = {
@@ -285,6 +293,7 @@ class TestContract:
             other = not value if isinstance(value, bool) else OTHER[name]
             changed = small(model.name, **{**base, name: other})
             changed.fit(toy_ratings, movies=toy_movies)
+            changed = small(model.name, **{**base, name: other}).fit(toy_ratings, movies=toy_movies)
             rating = np.abs(changed.predict(toy_ratings) - reference.predict(toy_ratings)).max()
             ranking = np.abs(changed.score_all(users) - reference.score_all(users)).max()
             assert max(rating, ranking) > 1e-6, f"{name} has no effect"

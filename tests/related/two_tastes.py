@@ -55,7 +55,7 @@ def check_gradients(network: RatingNetwork, *batch: torch.Tensor) -> None:
             around = []
             for step in (1e-6, -1e-6):
                 flat[i] += step
-                around.append(float(objective()))
+                around.append(float(objective().detach()))
                 flat[i] -= step
             difference = (around[0] - around[1]) / 2e-6
             assert abs(difference - float(gradient[i])) < 1e-6, f"{name}, element {i}"
