@@ -109,15 +109,15 @@ class CDAE(RelatedRecommender):
     """
 
     name: ClassVar[str] = "cdae"
-    factors: int = setting(50, least=1)
+    factors: int = setting(100, least=1)
     corruption: float = setting(0.5, least=0, below=1)
     activation: str = setting("sigmoid", choices=("sigmoid", "identity"))
     loss: str = setting("logistic", choices=("square", "logistic", "pairwise"))
     negatives: int = setting(5, least=1)
-    weight_decay: float = setting(0.01, least=0)
+    weight_decay: float = setting(0.003, least=0)
     epochs: int = setting(50, least=1)
-    batch_size: int = setting(64, least=1)
-    learning_rate: float = setting(1e-3, above=0)
+    batch_size: int = setting(32, least=1)
+    learning_rate: float = setting(1e-2, above=0)
     seed: int = setting(0, least=0)
     device: str = "auto"
 

@@ -170,11 +170,11 @@ class NeuMF(RelatedRecommender):
     name: ClassVar[str] = "neumf"
     variant: str = setting("neumf", choices=tuple(PARTS))
     pretrain: bool = False
-    factors: int = setting(16, least=1)
+    factors: int = setting(32, least=1)
     layers: int = setting(3, least=1)
     negatives: int = setting(4, least=1)
     regularization: float = setting(0.0, least=0)
-    epochs: int = setting(20, least=1)
+    epochs: int = setting(12, least=1)
     batch_size: int = setting(1024, least=1)
     learning_rate: float = setting(2e-3, above=0)
     seed: int = setting(0, least=0)
