@@ -104,6 +104,6 @@ def test_it_learns_tastes_that_popular_does_not(tmp_path: Path) -> None:
     popular = evaluate(make("popular").fit(train), train, test)["ndcg@10"]
     for by in ("cosine", "context"):
         model = make("item2vec", embedding_size=8, epochs=30, learning_rate=0.01, ranks_by=by)
-        assert evaluate(model.fit(train), train, test)["ndcg@10"] > popular + 0.15
+        assert evaluate(model.fit(train), train, test)["ndcg@10"] > 2 * popular
         loaded = load_model(model.save(tmp_path / by))
         assert np.array_equal(loaded.score_all(model.user_ids), model.score_all(model.user_ids))
