@@ -137,8 +137,7 @@ def test_the_comparison_is_over_five_seeds_and_all_models() -> None:
     assert set(comparison["splits"]) == {"random", "user-temporal", "global-temporal"}
     for how, part in comparison["splits"].items():
         names = {re.sub(r",.*| \(.*", "", name) for name in part["models"]}
-        known = {name for name in available() if ".related." not in type(make(name)).__module__}
-        assert names == known - (OUTDONE if how == "global-temporal" else set())
+        assert names == set(available()) - (OUTDONE if how == "global-temporal" else set())
 
 
 def test_the_best_model_meets_its_targets() -> None:

@@ -12,18 +12,21 @@ from typing import Any
 
 from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
-from dlcf.studies.compare import load_comparison
+from dlcf.studies.compare import RELATED, load_comparison
 
 HEADLINE = "04_evaluation"
 PAGES = ("README.md", "docs/speed.md")
 # What a model knows of a rating that it predicts, where it is more than the two ids.
 READS = {
+    **dict.fromkeys(("cdl", "cke", "deepconn", "mda-cf"), "ids, title, genres, year"),
     "fm-side": "ids, genres, year, day",
     "deepcf-plus": "ids, genres, year, second",
     "deepcf-plus, days": "ids, genres, year, day",
 }
 # They predict ratings as `bias` does.
-ONLY_RANK = ("popular", "ials", "ease", "ease, per split", "rp3beta")
+ONLY_RANK = {"popular", "ials", "ease", "ease, per split", "rp3beta", *RELATED}
+ONLY_RANK -= {"deepconn", "mda-cf"}
+GROUPS = ("ours", "the paper's network", "its related work, and what came after it", "baselines")
 
 
 def headline_table(results: Path | None = None) -> str:
@@ -46,7 +49,7 @@ def headline_table(results: Path | None = None) -> str:
 
 
 def comparison_table() -> str:
-    """The comparison over seeds, lowest RMSE first; models that only rank last, without RMSE.
+    """The comparison over seeds, by groups; lowest RMSE first, then what only ranks, without one.
 
     Means, and half the width of their 95% intervals over the seeds and over users.
     """
@@ -57,8 +60,17 @@ def comparison_table() -> str:
     columns.append(("user-temporal", "same, no times", served, "rmse, no times"))
     columns += [(how, f"NDCG@10, {how}", ("full", "ndcg"), "ndcg") for how in splits]
     first = next(iter(splits.values()))
-    rows = []
-    for model in sorted(first, key=lambda name: (name in ONLY_RANK, first[name]["rmse"][0])):
+    rows: list[list[str]] = []
+
+    def place(model: str) -> tuple[int, bool, float]:
+        ranks = model in ONLY_RANK
+        of = first[model]
+        return _group(model), ranks, -of["full"]["ndcg"][0] if ranks else of["rmse"][0]
+
+    for model in sorted(first, key=place):
+        title = f"**{GROUPS[_group(model)]}**"
+        if title not in (row[0] for row in rows):
+            rows.append([title, *[""] * (1 + len(columns))])
         cells = [READS.get(model) or READS.get(re.sub(r"( \(|,).*", "", model), "ids")]
         for how, _, names, over_users in columns:
             found = splits[how][model]
@@ -106,6 +118,13 @@ def update_pages() -> None:
     for page in PAGES:
         path = paths.ROOT / page
         paths.write_atomically(path, with_tables(path.read_text(encoding="utf-8")))
+
+
+def _group(model: str) -> int:
+    """The place in `GROUPS` of a model, named as in a comparison."""
+    if model.startswith("deepcf"):
+        return int(not model.startswith("deepcf-plus"))
+    return 2 if model in RELATED else 3
 
 
 def _duration(seconds: float) -> str:

@@ -56,9 +56,7 @@ class CoNN(RatingNetwork):
     user_bias: Tensor  # both biases are zeros where the model has none
     movie_bias: Tensor
     row: Tensor  # (n_movies,): the catalogue among the described movies
-    text: (
-        Tensor  # (n_described + 1, length): words from 1 on, 0 where there is none; the last empty
-    )
+    text: Tensor  # (n_described + 1, length): words from 1 on, 0 for none; the last is empty
     chosen: Tensor  # (n_users, user_movies): what the text of a user is made of once it is learned
 
     def __init__(self, data: Interactions, row: Index, text: Index, of: DeepCoNN) -> None:
@@ -70,9 +68,8 @@ class CoNN(RatingNetwork):
         self.n_words, self.weight_decay = int(text.max()), of.weight_decay
         biases = (torch.from_numpy(of.biases * bias).float() for bias in (user_bias, movie_bias))
         buffers = torch.tensor(mean), *biases, torch.from_numpy(row), torch.from_numpy(text)
-        for name, buffer in zip(
-            ("mean", "user_bias", "movie_bias", "row", "text"), buffers, strict=True
-        ):
+        names = "mean", "user_bias", "movie_bias", "row", "text"
+        for name, buffer in zip(names, buffers, strict=True):
             self.register_buffer(name, buffer)
         self.user_tower = TextTower(self.n_words * (1 + of.opinions), of)
         self.movie_tower = TextTower(self.n_words, of)

@@ -22,30 +22,20 @@ class SkipGramNetwork(RankingNetwork):
     noise: Tensor  # (n_movies,) how often each movie is drawn as a negative, in proportion
     kept: Tensor  # (n_movies,) the chance that subsampling keeps a rating of the movie
 
-    def __init__(
-        self,
-        data: Interactions,
-        embedding_size: int,
-        window: int | None,
-        contexts: int,
-        negatives: int,
-        power: float,
-        subsampling: float | None,
-        ranks_by: str,
-    ) -> None:
+    def __init__(self, data: Interactions, of: Item2Vec) -> None:
         super().__init__()
-        self.window, self.contexts, self.negatives = window, contexts, negatives
-        self.ranks_by = ranks_by
+        self.window, self.contexts, self.negatives = of.window, of.contexts, of.negatives
+        self.ranks_by = of.ranks_by
         self.history = Histories(data)
         count = torch.bincount(self.history.movie, minlength=data.n_movies).double()
         share = count / len(data)
-        kept = torch.ones_like(share) if subsampling is None else (subsampling / share).sqrt()
-        self.register_buffer("noise", (share / share.max()).pow(power).float())
+        kept = (of.subsampling / share).sqrt() if of.subsampling else torch.ones_like(share)
+        self.register_buffer("noise", (share / share.max()).pow(of.power).float())
         self.register_buffer("kept", kept.clamp(max=1).float())
-        self.target = nn.Embedding(data.n_movies, embedding_size)
-        self.context = nn.Embedding(data.n_movies, embedding_size)
+        self.target = nn.Embedding(data.n_movies, of.embedding_size)
+        self.context = nn.Embedding(data.n_movies, of.embedding_size)
         for table in (self.target, self.context):
-            nn.init.normal_(table.weight, std=embedding_size**-0.5)
+            nn.init.normal_(table.weight, std=of.embedding_size**-0.5)
 
     def draw_contexts(self, users: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Places of ratings near that at `place`, and whether each is one; ``(n, contexts)``."""
@@ -154,13 +144,4 @@ class Item2Vec(RelatedRecommender):
         return torch.from_numpy(data.users), torch.arange(len(data)), torch.ones(len(data))
 
     def build_network(self, data: Interactions) -> SkipGramNetwork:
-        return SkipGramNetwork(
-            data,
-            self.embedding_size,
-            self.window,
-            self.contexts,
-            self.negatives,
-            self.power,
-            self.subsampling,
-            self.ranks_by,
-        )
+        return SkipGramNetwork(data, self)

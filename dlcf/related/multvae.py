@@ -19,24 +19,16 @@ class VariationalNetwork(RankingNetwork):
 
     updates: Tensor  # that training has done, by which beta grows
 
-    def __init__(
-        self,
-        data: Interactions,
-        hidden_size: int,
-        latent_size: int,
-        input_dropout: float,
-        anneal_cap: float,
-        anneal_updates: int,
-        positive_threshold: float,
-    ) -> None:
+    def __init__(self, data: Interactions, of: MultVAE) -> None:
         super().__init__()
-        self.input_dropout = input_dropout
-        self.anneal_cap, self.anneal_updates = anneal_cap, anneal_updates
-        self.rated = RatedMovies(data, data.ratings >= positive_threshold)
+        self.input_dropout = of.input_dropout
+        self.anneal_cap, self.anneal_updates = of.anneal_cap, of.anneal_updates
+        self.rated = RatedMovies(data, data.ratings >= of.positive_threshold)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        into, out = nn.Linear(data.n_movies, hidden_size), nn.Linear(hidden_size, data.n_movies)
-        self.encoder = nn.Sequential(into, nn.Tanh(), nn.Linear(hidden_size, 2 * latent_size))
-        self.decoder = nn.Sequential(nn.Linear(latent_size, hidden_size), nn.Tanh(), out)
+        hidden, latent = of.hidden_size, of.latent_size
+        into, out = nn.Linear(data.n_movies, hidden), nn.Linear(hidden, data.n_movies)
+        self.encoder = nn.Sequential(into, nn.Tanh(), nn.Linear(hidden, 2 * latent))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.Tanh(), out)
         for name, parameter in self.named_parameters():
             if name.endswith("weight"):
                 nn.init.xavier_normal_(parameter)
@@ -122,12 +114,4 @@ class MultVAE(RelatedRecommender):
         return torch.arange(data.n_users), torch.ones(data.n_users)
 
     def build_network(self, data: Interactions) -> VariationalNetwork:
-        return VariationalNetwork(
-            data,
-            self.hidden_size,
-            self.latent_size,
-            self.input_dropout,
-            self.anneal_cap,
-            self.anneal_updates,
-            self.positive_threshold,
-        )
+        return VariationalNetwork(data, self)

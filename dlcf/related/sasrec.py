@@ -38,25 +38,17 @@ class Block(nn.Module):
 class SequenceNetwork(RankingNetwork):
     """The state after each movie of a window; its dot products with all movies are the scores."""
 
-    def __init__(
-        self,
-        data: Interactions,
-        embedding_size: int,
-        length: int,
-        blocks: int,
-        dropout_rate: float,
-        negatives: int,
-    ) -> None:
+    def __init__(self, data: Interactions, of: SASRec) -> None:
         super().__init__()
-        self.length, self.negatives = length, negatives
+        self.length, self.negatives, size = of.length, of.negatives, of.embedding_size
         self.rated, self.history = RatedMovies(data), Histories(data)
-        self.movies = nn.Embedding(data.n_movies, embedding_size)
-        self.places = nn.Embedding(length, embedding_size)
+        self.movies = nn.Embedding(data.n_movies, size)
+        self.places = nn.Embedding(of.length, size)
         for table in (self.movies, self.places):
             nn.init.xavier_normal_(table.weight)
-        self.dropout = nn.Dropout(dropout_rate)
-        self.blocks = nn.ModuleList(Block(embedding_size, dropout_rate) for _ in range(blocks))
-        self.norm = nn.LayerNorm(embedding_size)
+        self.dropout = nn.Dropout(of.dropout_rate)
+        self.blocks = nn.ModuleList(Block(size, of.dropout_rate) for _ in range(of.blocks))
+        self.norm = nn.LayerNorm(size)
 
     def window(self, users: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
         """The `length` movies before each `stop`, and which are the user's; ``(n, length)``.
@@ -156,11 +148,4 @@ class SASRec(RelatedRecommender):
         return torch.from_numpy(users), torch.from_numpy(stop), torch.ones(len(users))
 
     def build_network(self, data: Interactions) -> SequenceNetwork:
-        return SequenceNetwork(
-            data,
-            self.embedding_size,
-            self.length,
-            self.blocks,
-            self.dropout_rate,
-            self.negatives,
-        )
+        return SequenceNetwork(data, self)

@@ -264,10 +264,11 @@ PLAN: dict[str, dict[str, Any]] = {
     },
     "deepcf-plus, days": {"model": "deepcf-plus", "days": True},
 }  # fmt: skip
+RELATED = ("cdl", "multvae", "cdae", "sasrec", "neumf", "cke", "item2vec", "deepconn", "mda-cf")
 REST = (
     "deepcf-plus fm-side fm-implicit fm svdpp ease mf ials item-knn user-knn rp3beta popular bias"
 )
-PLAN |= {name: {"model": name} for name in [*REST.split(), "global-mean"]}
+PLAN |= {name: {"model": name} for name in [*RELATED, *REST.split(), "global-mean"]}
 PLAN["deepcf-plus"]["changes"] = {
     "not re-ranked": {"rerank": 0.0}, "item-item": {"ranking": "item-item"},
 }  # fmt: skip
@@ -283,7 +284,7 @@ PER_SPLIT: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Not fitted on the global-temporal split: each has its like that does better.
 OUTDONE = {"deepcf, ranking output", "fm-implicit", "svdpp", "user-knn", "rp3beta", "global-mean"}
-OUTDONE |= {"ease, per split"}
+OUTDONE |= {"ease, per split", *RELATED}
 
 
 def _measured(job: Job) -> dict[str, dict[str, Any]]:

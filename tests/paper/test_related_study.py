@@ -107,6 +107,7 @@ def test_the_study_keeps_and_compares(
     monkeypatch.setattr(related, "ONE_OUT", {"ease": {}, "popular": {}})
     monkeypatch.setattr(related, "CONTENT", {"mda-cf": MDA})
     monkeypatch.setattr(related, "SEEDS", (0, 1))
+    monkeypatch.setattr(related, "COSTS", ("bias", "mda-cf"))
     monkeypatch.setattr(related, "load_tags", lambda _: tags)
     output = tmp_path / "related.json"
     chosen = ["--dataset", dataset, "--workers", "1", "--output", str(output)]
@@ -114,7 +115,12 @@ def test_the_study_keeps_and_compares(
     first = load_related(output)
     monkeypatch.setattr(related, "left_out", None)  # all is kept
     assert related.main(chosen) == 0
-    assert load_related(output) == first
+    again = load_related(output)
+    costs = again.pop("costs"), first.pop("costs")
+    assert again == first
+    assert [{name: of["floats"] for name, of in c.items() if name != "ratings"} for c in costs] == [
+        {"bias": 1 + 40 + 60, "mda-cf": 1 + 40 + 60 + 20 * (40 + 60)}
+    ] * 2
     tables = [Cell("one left out", m, s, "all").measure(dataset) for m in ("ease", "popular")
               for s in (0, 1)]  # fmt: skip
     full = first["one left out"]["ndcg, full"]

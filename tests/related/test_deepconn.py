@@ -92,7 +92,7 @@ def test_ratings_are_those_of_a_factorisation_machine() -> None:
     v, w = of.pairs.detach().numpy(), of.linear.weight.detach().numpy()[0]
     found = of(users, movies).detach().numpy()
     for row, of_pair in enumerate(zip(users, movies, strict=True)):
-        value = float(of.mean + of.linear.bias + of.user_bias[of_pair[0]])
+        value = (of.mean + of.linear.bias + of.user_bias[of_pair[0]]).item()
         value += float(of.movie_bias[of_pair[1]]) + w @ z[row]
         value += sum(v[k] @ v[m] * z[row, k] * z[row, m] for m in range(8) for k in range(m))
         assert found[row] == pytest.approx(value, abs=1e-6)
