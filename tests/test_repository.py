@@ -125,7 +125,7 @@ def test_every_figure_has_one_owner_and_a_place_in_the_index() -> None:
 def test_every_result_has_its_notebook() -> None:
     # Of the studies; make bench depends on the machine.
     others = {"comparison", "comparison-ml-100k", "replication", "components", "ablation"}
-    others |= {"prequential", "tuning"}
+    others |= {"prequential", "related", "tuning"}
     found = {path.stem for path in paths.RESULTS.glob("*.json")} - {"bench"}
     assert found == set(NOTEBOOKS) | others
 

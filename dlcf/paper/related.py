@@ -35,7 +35,7 @@ from dlcf.runtime.parallel import map_in_processes
 from dlcf.runtime.saving import read_folder
 from dlcf.splits import split
 from dlcf.studies.cache import code_version, digest_of, kept
-from dlcf.studies.compare import PERMUTATIONS, RELATED
+from dlcf.studies.compare import PERMUTATIONS, PLAN, RELATED
 from dlcf.studies.results import SEEDS, load_results, options, provenance
 
 RESULTS_NAME = "related.json"
@@ -45,9 +45,9 @@ ONE_OUT: dict[str, dict[str, Any]] = {
     "deepcf-plus": {"ranking": "next"},
     "sasrec": {},
     "neumf": {},
-    "neumf, gmf": {"variant": "gmf"},
+    "neumf, gmf": {"variant": "gmf", "regularization": 0.005, "epochs": 30},
     "neumf, mlp": {"variant": "mlp"},
-    "neumf, dot": {"variant": "dot"},
+    "neumf, dot": PLAN["neumf, dot"]["settings"],
     "cdae": {},
     "multvae": {},
     "item2vec": {},
@@ -188,7 +188,7 @@ def summarise(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, Any]:
 def cost(name: str, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:
     """CPU ``seconds`` of a fit on one thread, and the ``floats`` that a saved model holds."""
     torch.set_num_threads(1)
-    model = make(name)
+    model = make(PLAN[name]["model"], **PLAN[name].get("settings", {}))
     began = time.process_time()
     model.fit(train, movies=movies)
     seconds = time.process_time() - began

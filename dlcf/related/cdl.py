@@ -118,7 +118,7 @@ class CollaborativeDL(ContentMixin, RelatedRecommender):
     """
 
     name: ClassVar[str] = "cdl"
-    factors: int = setting(50, least=1)
+    factors: int = setting(100, least=1)
     hidden: Sequence[int] = setting((200,), least=1)
     words: int = setting(1000, least=1)
     a: float = setting(1.0, above=0)

@@ -197,7 +197,7 @@ class DeepCoNN(ContentMixin, RelatedRecommender):
     factors: int = setting(16, least=1)
     rank: int = setting(8, least=1)
     weight_decay: float = setting(0.01, least=0)
-    epochs: int = setting(6, least=1)
+    epochs: int = setting(12, least=1)
     batch_size: int = setting(1024, least=1)
     learning_rate: float = setting(4e-3, above=0)
     seed: int = setting(0, least=0)

@@ -133,7 +133,7 @@ class Item2Vec(RelatedRecommender):
     power: float = 0.0
     subsampling: float | None = setting(None, above=0)
     ranks_by: str = setting("context", choices=RANKS_BY)
-    epochs: int = setting(16, least=1)
+    epochs: int = setting(30, least=1)
     batch_size: int = setting(512, least=1)
     learning_rate: float = setting(3e-3, above=0)
     seed: int = setting(0, least=0)

@@ -172,7 +172,7 @@ class NeuMF(RelatedRecommender):
     pretrain: bool = False
     factors: int = setting(32, least=1)
     layers: int = setting(3, least=1)
-    negatives: int = setting(4, least=1)
+    negatives: int = setting(10, least=1)
     regularization: float = setting(0.0, least=0)
     epochs: int = setting(12, least=1)
     batch_size: int = setting(1024, least=1)

@@ -264,11 +264,16 @@ PLAN: dict[str, dict[str, Any]] = {
     },
     "deepcf-plus, days": {"model": "deepcf-plus", "days": True},
 }  # fmt: skip
-RELATED = ("cdl", "multvae", "cdae", "sasrec", "neumf", "cke", "item2vec", "deepconn", "mda-cf")
+RELATED = (*"deepconn cke neumf sasrec item2vec cdl cdae multvae mda-cf".split(), "neumf, dot")
 REST = (
     "deepcf-plus fm-side fm-implicit fm svdpp ease mf ials item-knn user-knn rp3beta popular bias"
 )
 PLAN |= {name: {"model": name} for name in [*RELATED, *REST.split(), "global-mean"]}
+# Tuned by itself: it wants more factors and a penalty.
+PLAN["neumf, dot"] = {
+    "model": "neumf",
+    "settings": {"variant": "dot", "factors": 64, "regularization": 0.005, "epochs": 30},
+}
 PLAN["deepcf-plus"]["changes"] = {
     "not re-ranked": {"rerank": 0.0}, "item-item": {"ranking": "item-item"},
 }  # fmt: skip
