@@ -264,7 +264,10 @@ PLAN: dict[str, dict[str, Any]] = {
     },
     "deepcf-plus, days": {"model": "deepcf-plus", "days": True},
 }  # fmt: skip
-RELATED = (*"deepconn cke neumf sasrec item2vec cdl cdae multvae mda-cf".split(), "neumf, dot")
+RELATED: tuple[str, ...] = (
+    "deepconn", "cke", "neumf", "sasrec", "item2vec", "cdl", "cdae", "multvae", "mda-cf",
+    "neumf, dot",
+)  # fmt: skip
 REST = (
     "deepcf-plus fm-side fm-implicit fm svdpp ease mf ials item-knn user-knn rp3beta popular bias"
 )
