@@ -219,9 +219,9 @@ class CKE(ContentMixin, RelatedRecommender):
     noise: float = setting(0.3, least=0, below=1)
     regularization: float = setting(0.02, least=0)
     positive_threshold: float = setting(4.0, least=0)
-    epochs: int = setting(20, least=1)
+    epochs: int = setting(40, least=1)
     batch_size: int = setting(1024, least=1)
-    learning_rate: float = setting(3e-3, above=0)
+    learning_rate: float = setting(6e-3, above=0)
     seed: int = setting(0, least=0)
     device: str = "auto"
 

@@ -104,9 +104,9 @@ class MultVAE(RelatedRecommender):
     anneal_cap: float = setting(0.2, least=0)
     anneal_updates: int = setting(300, least=1)
     positive_threshold: float = 3.5
-    epochs: int = setting(25, least=1)
+    epochs: int = setting(50, least=1)
     batch_size: int = setting(64, least=1)
-    learning_rate: float = setting(5e-3, above=0)
+    learning_rate: float = setting(2e-3, above=0)
     seed: int = setting(0, least=0)
     device: str = "auto"
 
