@@ -102,5 +102,7 @@ def test_pretrained_parts_have_an_equal_say() -> None:
 
 @pytest.mark.parametrize("settings", [{"variant": v} for v in PARTS] + [{"pretrain": True}])
 def test_it_tells_two_tastes_apart(settings: dict[str, Any]) -> None:
-    settings = {"factors": 4, "epochs": 12, "batch_size": 64, "learning_rate": 0.02, **settings}
-    assert ndcg("neumf", regularization=0.0, **settings) > ndcg("popular") + 0.1
+    fixed = {"factors": 4, "epochs": 12, "batch_size": 64, "learning_rate": 0.02}
+    assert (
+        ndcg("neumf", regularization=0.0, negatives=4, **fixed, **settings) > ndcg("popular") + 0.1
+    )
