@@ -44,8 +44,8 @@ LINES = {
     "explain": 1500,
     "analysis": 600,  # more than 550: it describes splits too, which left the core
     # More than 1,100: progress of six commands, ratings in the order of time, a search of settings,
-    # settings that were chosen for a split, lists in the order of time.
-    "studies": 1635,
+    # settings that were chosen for a split, lists in the order of time, the plan of related work.
+    "studies": 1650,
     "notebook": 1250,  # more than 1,100: numbers in prose, a table in groups, a tenth story
     # More than 400: what checks frames, settings and files on disk for every room is here.
     "runtime": 800,

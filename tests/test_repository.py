@@ -15,7 +15,7 @@ from dlcf.notebook import report
 from dlcf.notebook.experiment import read_parameters
 from dlcf.registry import available, make
 from dlcf.runtime import paths
-from dlcf.studies.compare import OUTDONE, load_comparison
+from dlcf.studies.compare import OUTDONE, RELATED, RELATED_NAME, load_comparison
 
 NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 24
@@ -124,8 +124,8 @@ def test_every_figure_has_one_owner_and_a_place_in_the_index() -> None:
 
 def test_every_result_has_its_notebook() -> None:
     # Of the studies; make bench depends on the machine.
-    others = {"comparison", "comparison-ml-100k", "replication", "components", "ablation"}
-    others |= {"prequential", "related", "tuning"}
+    others = {"comparison", "comparison-ml-100k", "comparison-related", "replication"}
+    others |= {"ablation", "components", "prequential", "related", "tuning"}
     found = {path.stem for path in paths.RESULTS.glob("*.json")} - {"bench"}
     assert found == set(NOTEBOOKS) | others
 
@@ -137,7 +137,18 @@ def test_the_comparison_is_over_five_seeds_and_all_models() -> None:
     assert set(comparison["splits"]) == {"random", "user-temporal", "global-temporal"}
     for how, part in comparison["splits"].items():
         names = {re.sub(r",.*| \(.*", "", name) for name in part["models"]}
-        assert names == set(available()) - (OUTDONE if how == "global-temporal" else set())
+        left_out = RELATED.keys() | (OUTDONE if how == "global-temporal" else set())
+        assert names == set(available()) - left_out
+    related = load_comparison(paths.RESULTS / RELATED_NAME)
+    assert len(related["provenance"]["seeds"]) >= 5
+    assert related["provenance"]["uncommitted changes"] is False
+    beside = {"deepcf-plus", "fm-side", "mf", "ials", "ease", "popular", "bias"}
+    for how in ("random", "user-temporal"):
+        assert related["splits"][how]["models"].keys() >= RELATED.keys() | beside
+        # Both studies fitted these, with the same seeds.
+        for model in beside - {"deepcf-plus"}:
+            ours, theirs = (c["splits"][how]["models"][model] for c in (comparison, related))
+            assert ours["rmse"] == theirs["rmse"] and ours["full"] == theirs["full"]
 
 
 def test_the_best_model_meets_its_targets() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dlcf.notebook.bench_tables import load_bench, ratio_table, seconds_table
 from dlcf.runtime import paths
-from dlcf.studies.compare import RELATED, load_comparison
+from dlcf.studies.compare import RELATED, RELATED_NAME, load_comparison
 
 HEADLINE = "04_evaluation"
 PAGES = ("README.md", "docs/speed.md")
@@ -55,6 +55,9 @@ def comparison_table() -> str:
     """
     splits = load_comparison()["splits"]
     splits = {how: part["models"] for how, part in splits.items() if how != "global-temporal"}
+    beside = load_comparison(paths.RESULTS / RELATED_NAME)["splits"]
+    for how, models in splits.items():
+        models |= {m: of for m, of in beside[how]["models"].items() if m in RELATED}
     columns: list[Any] = [(how, f"RMSE, {how}", ("rmse",), "rmse") for how in splits]
     served = "parts", "all", "rmse, no times"
     columns.append(("user-temporal", "same, no times", served, "rmse, no times"))

@@ -48,7 +48,7 @@ ONE_OUT: dict[str, dict[str, Any]] = {
     "neumf": {},
     "neumf, gmf": {"variant": "gmf", "regularization": 0.005, "epochs": 30},
     "neumf, mlp": {"variant": "mlp"},
-    "neumf, dot": PLAN["neumf, dot"]["settings"],
+    "neumf, dot": RELATED["neumf, dot"]["settings"],
     "cdae": {},
     "multvae": {},
     "item2vec": {},
@@ -189,7 +189,7 @@ def summarise(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, Any]:
 def cost(name: str, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:
     """CPU ``seconds`` of a fit on one thread, and the ``floats`` that a saved model holds."""
     torch.set_num_threads(1)
-    model = make(PLAN[name]["model"], **PLAN[name].get("settings", {}))
+    model = make((PLAN | RELATED)[name]["model"], **(PLAN | RELATED)[name].get("settings", {}))
     began = time.process_time()
     model.fit(train, movies=movies)
     seconds = time.process_time() - began

@@ -33,8 +33,11 @@ def options(
     arguments: Sequence[str] | None,
     models: Iterable[str] = (),
     reported: Sequence[str] = SPLITS,
+    more: Iterable[str] = (),
 ) -> argparse.Namespace:
     """What is given to a study that writes `output` to `results/`; over seeds and splits, if any.
+
+    `more` are models that it studies on demand only.
 
     Exit status 2 where a name is given twice, which would narrow intervals; where a part of the
     study, or one of other data, does not name another file; and where there is another's file.
@@ -45,7 +48,8 @@ def options(
         parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
         parser.add_argument("--splits", nargs="+", default=list(reported), choices=splits.SPLITS)
     if models:
-        parser.add_argument("--models", nargs="+", default=list(models), choices=list(models))
+        known = [*dict.fromkeys([*models, *more])]
+        parser.add_argument("--models", nargs="+", default=list(models), choices=known)
     if command == "compare":
         parser.add_argument("--tuned", nargs="?", const="", metavar="FILE", help="what tune found")
     parser.add_argument("--workers", type=int, default=None, help="processes; default: cores")
