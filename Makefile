@@ -75,13 +75,13 @@ bench: setup  ## time and memory beside plain ways and other libraries: results/
 		--editable ".[bench,parquet]" || echo "Some library has no wheel for this Python: it is left out."
 	$(BIN)/python -m bench $(SECTIONS)
 
-compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison.json (about an hour)
+compare: setup  ## all models, 5 seeds, intervals and tests: results/comparison*.json (two hours)
 	$(BIN)/dlcf compare
 	$(BIN)/dlcf compare --dataset ml-100k --splits random \
 		--models deepcf-plus fm-side fm-implicit fm bias --output results/comparison-ml-100k.json
 	$(BIN)/dlcf compare --splits random user-temporal --output results/comparison-related.json \
 		--models deepcf-plus deepconn cke neumf "neumf, dot" sasrec item2vec cdl cdae multvae \
-			fm-side mf mda-cf ials ease popular bias
+			mf mda-cf ials ease popular bias
 
 prequential: setup  ## each later rating from those before it: results/prequential.json (half an hour)
 	$(BIN)/dlcf prequential

@@ -142,7 +142,7 @@ def test_the_comparison_is_over_five_seeds_and_all_models() -> None:
     related = load_comparison(paths.RESULTS / RELATED_NAME)
     assert len(related["provenance"]["seeds"]) >= 5
     assert related["provenance"]["uncommitted changes"] is False
-    beside = {"deepcf-plus", "fm-side", "mf", "ials", "ease", "popular", "bias"}
+    beside = {"deepcf-plus", "mf", "ials", "ease", "popular", "bias"}
     for how in ("random", "user-temporal"):
         assert related["splits"][how]["models"].keys() >= RELATED.keys() | beside
         # Both studies fitted these, with the same seeds.

@@ -106,6 +106,7 @@ def test_the_study_keeps_and_compares(
     monkeypatch.setattr(related, "load_movies", lambda _: toy_movies)
     monkeypatch.setattr(related, "ONE_OUT", {"ease": {}, "popular": {}})
     monkeypatch.setattr(related, "CONTENT", {"mda-cf": MDA})
+    monkeypatch.setattr(related, "DRAWS", (0, 1))
     monkeypatch.setattr(related, "COSTS", ("bias", "mda-cf"))
     monkeypatch.setattr(related, "load_tags", lambda _: tags)
     output = tmp_path / "related.json"
