@@ -14,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from dlcf.training import History
@@ -509,20 +509,24 @@ def matrix_sample(counts: NDArray[Any]) -> Figure:
 def trade_offs(panels: Mapping[tuple[str, str], pd.DataFrame], ours: Sequence[str]) -> Figure:
     """What models reach against what they take, one panel of points with names for each pair.
 
-    `panels` maps the labels of both axes to a frame with index model, columns ``x``, on a
-    logarithmic axis, ``mean``, ``low`` and ``high``. Models of `ours` have another colour.
+    `panels` maps the labels of both axes to a frame with index model, in order of the metric, and
+    columns ``x``, on a logarithmic axis, ``mean``, ``low`` and ``high``. Models of `ours` have
+    another colour.
     """
     figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(PAGE, 3.2 * -(-len(panels) // 2)))
     for axis, ((x_label, y_label), table) in zip(axes.flat, panels.items(), strict=True):
-        for model, of in table.iterrows():
+        for place, (model, of) in enumerate(table.iterrows()):
             color, marker = (ORANGE, "D") if model in ours else (BLUE, "o")
             error = [[of["mean"] - of["low"]], [of["high"] - of["mean"]]]
             style: Style = {"fmt": marker, "color": color, "markersize": 4, "capsize": 2}
             axis.errorbar(of["x"], of["mean"], yerr=error, **style)
-            place: Style = {"textcoords": "offset points", "size": 6.5, "va": "center"}
-            axis.annotate(str(model), (of["x"], of["mean"]), (5, 0), **place)
+            # To the right and to the left by turns: neighbours' names do not cover each other.
+            side: Style = {"ha": "right"} if place % 2 else {"ha": "left"}
+            side |= {"textcoords": "offset points", "size": 6.5, "va": "center"}
+            axis.annotate(str(model), (of["x"], of["mean"]), (-5 if place % 2 else 5, 0), **side)
         axis.set(xscale="log", xlabel=x_label, ylabel=y_label)
-        axis.margins(x=0.2)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.25)
     return figure
 
 
