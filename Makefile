@@ -92,7 +92,7 @@ ablation: setup  ## what each ingredient of deepcf-plus buys: results/ablation.j
 replication: setup  ## the paper's network by every reading of the paper: results/replication.json
 	$(BIN)/dlcf replication
 
-related: setup  ## what the related systems claim, put to their papers' tests: results/related.json
+related: setup  ## what the related systems claim, put to their papers' tests: results/related.json (a quarter of an hour)
 	$(BIN)/dlcf related
 
 components: setup  ## what each part of the paper's network is worth: results/components.json

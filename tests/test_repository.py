@@ -15,7 +15,7 @@ from dlcf.notebook import report
 from dlcf.notebook.experiment import read_parameters
 from dlcf.registry import available, make
 from dlcf.runtime import paths
-from dlcf.studies.compare import OUTDONE, RELATED, RELATED_NAME, load_comparison
+from dlcf.studies.compare import OUTDONE, PLAN, RELATED, RELATED_NAME, load_comparison
 
 NOTEBOOKS = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 24
@@ -170,3 +170,25 @@ def test_defaults_are_among_the_trials_of_the_tuning() -> None:
         tried = [{**default, **trial["config"]} for trial in entry["trials"]]
         assert default in tried, f"{name}: the default was never tried"
         assert all(trial["validation"] for trial in entry["trials"])
+
+
+def test_every_related_system_is_in_the_plan_of_its_comparison() -> None:
+    of_room = {n for n in available() if type(make(n)).__module__.startswith("dlcf.related.")}
+    assert {entry["model"] for entry in RELATED.values()} == of_room
+    assert not RELATED.keys() & PLAN.keys()
+
+
+def test_readme_puts_each_model_into_its_group() -> None:
+    groups: dict[str, set[str]] = {}
+    for row in report.comparison_table().splitlines()[2:]:
+        name = row.split("|")[1].strip()
+        if name.startswith("**"):
+            found = groups.setdefault(name.strip("*"), set())
+        else:
+            found.add(name)
+    assert list(groups) == list(report.GROUPS)
+    ours, paper, related, baselines = groups.values()
+    assert related == RELATED.keys()
+    assert paper == {name for name in ours | paper if not name.startswith("deepcf-plus")}
+    assert {"mf", "ease", "popular", "fm-side"} <= baselines
+    assert not any(name.startswith("deepcf") for name in baselines)
