@@ -513,7 +513,8 @@ def trade_offs(panels: Mapping[tuple[str, str], pd.DataFrame], ours: Sequence[st
     columns ``x``, on a logarithmic axis, ``mean``, ``low`` and ``high``. Models of `ours` have
     another colour.
     """
-    figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(PAGE, 3.2 * -(-len(panels) // 2)))
+    rows = -(-len(panels) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(PAGE, 3.2 * rows))
     for axis, ((x_label, y_label), table) in zip(axes.flat, panels.items(), strict=True):
         for place, (model, of) in enumerate(table.iterrows()):
             color, marker = (ORANGE, "D") if model in ours else (BLUE, "o")
@@ -521,9 +522,9 @@ def trade_offs(panels: Mapping[tuple[str, str], pd.DataFrame], ours: Sequence[st
             style: Style = {"fmt": marker, "color": color, "markersize": 4, "capsize": 2}
             axis.errorbar(of["x"], of["mean"], yerr=error, **style)
             # To the right and to the left by turns: neighbours' names do not cover each other.
-            side: Style = {"ha": "right"} if place % 2 else {"ha": "left"}
-            side |= {"textcoords": "offset points", "size": 6.5, "va": "center"}
-            axis.annotate(str(model), (of["x"], of["mean"]), (-5 if place % 2 else 5, 0), **side)
+            side, away = ("right", -5) if place % 2 else ("left", 5)
+            name: Style = {"textcoords": "offset points", "size": 6.5, "va": "center", "ha": side}
+            axis.annotate(str(model), (of["x"], of["mean"]), (away, 0), **name)
         axis.set(xscale="log", xlabel=x_label, ylabel=y_label)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.25)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
+from itertools import groupby
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,18 @@ def comparison_table() -> str:
         of = first[model]
         return _group(model), ranks, -of["full"]["ndcg"][0] if ranks else of["rmse"][0]
 
-    for model in sorted(first, key=place):
-        title = f"**{GROUPS[_group(model)]}**"
-        if title not in (row[0] for row in rows):
-            rows.append([title, *[""] * (1 + len(columns))])
-        cells = [READS.get(model) or READS.get(re.sub(r"( \(|,).*", "", model), "ids")]
+    def cells(model: str) -> Iterator[str]:
+        yield READS.get(model) or READS.get(re.sub(r"( \(|,).*", "", model), "ids")
         for how, _, names, over_users in columns:
             found = splits[how][model]
             users = found["over users"]  # times change nothing where there is no entry of them
             users = users.get(over_users, users.get(over_users.removesuffix(", no times")))
             cell = _interval(reduce(getitem, names, found), users)
-            cells.append("–" if model in ONLY_RANK and "rmse" in over_users else cell)
-        rows.append([model, *cells])
+            yield "–" if model in ONLY_RANK and "rmse" in over_users else cell
+
+    for group, models in groupby(sorted(first, key=place), key=_group):
+        rows.append([f"**{GROUPS[group]}**", *[""] * (1 + len(columns))])
+        rows += [[model, *cells(model)] for model in models]
     return _markdown(["model", "reads", *(title for _, title, *_ in columns)], rows, texts=2)
 
 

@@ -186,9 +186,9 @@ def summarise(tables: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, Any]:
 
 
 def cost(name: str, train: pd.DataFrame, movies: pd.DataFrame) -> dict[str, float]:
-    """CPU ``seconds`` of a fit, two at a time, and the ``floats`` that a saved model holds."""
-    torch.set_num_threads(1)
-    model = make((PLAN | RELATED)[name]["model"], **(PLAN | RELATED)[name].get("settings", {}))
+    """CPU ``seconds`` of a fit, others beside it, and the ``floats`` that a saved model holds."""
+    planned = (PLAN | RELATED)[name]
+    model = make(planned["model"], **planned.get("settings", {}))
     began = time.process_time()
     model.fit(train, movies=movies)
     seconds = time.process_time() - began

@@ -227,7 +227,7 @@ def calibration_table(comparison: Results, split: str, model: str, of: str) -> p
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     ways, known = (*SPLITS, "global-temporal"), PLAN | RELATED
-    given = options("compare", __doc__, RESULTS_NAME, arguments, PLAN, ways, known)
+    given = options("compare", __doc__, RESULTS_NAME, arguments, PLAN, ways, RELATED)
     of = {how: tuned_settings(given.dataset, how, given.tuned) for how in given.splits}
 
     def settings(label: str, how: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def options(
         parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
         parser.add_argument("--splits", nargs="+", default=list(reported), choices=splits.SPLITS)
     if models:
-        known = [*dict.fromkeys([*models, *more])]
+        known = [*models, *more]
         parser.add_argument("--models", nargs="+", default=list(models), choices=known)
     if command == "compare":
         parser.add_argument("--tuned", nargs="?", const="", metavar="FILE", help="what tune found")
